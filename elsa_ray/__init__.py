@@ -1,0 +1,1 @@
+"""elsa_ray: fine-tune split language models over simulated edge networks, on Ray."""

@@ -1,0 +1,163 @@
+"""Reads a config file with ``--set`` overrides, and writes the complete one that reproduces a run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from elsa_ray.config.errors import InputError
+from elsa_ray.config.experiment import ExperimentConfig
+from elsa_ray.config.task import FileDataset, HubDataset
+from elsa_ray.config.topology import FileTopology
+from elsa_ray.config.validate import validate
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with two repairs: ``2e-3`` is a number, and a key that stands twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key} stands twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep=deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+def read_yaml(text: str, where: str) -> Any:
+    """Parse YAML text.
+
+    Raises:
+        InputError: the text is no YAML, or a key stands twice.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{where} line {mark.line + 1}" if mark else where
+        raise InputError(place, str(getattr(error, "problem", None) or error), "valid YAML") from None
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
+    """Read the config file at ``path``; paths inside become absolute, relative to the file's folder.
+
+    Args:
+        path: the YAML file.
+        overrides: ``a.b=c`` texts; the value is YAML.
+
+    Raises:
+        InputError: the file or an override is wrong.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            str(path), getattr(error, "strerror", None) or "no UTF-8 text", "a readable YAML file"
+        ) from None
+    data = read_yaml(text, str(path))
+    if data is None:
+        data = {}
+    return make_config(data, overrides, base_folder=path.parent, where=str(path))
+
+
+def make_config(
+    data: object, overrides: Sequence[str] = (), *, base_folder: Path | None = None, where: str = "config"
+) -> ExperimentConfig:
+    """Build the config from plain values; see ``load_config``.
+
+    Raises:
+        InputError: a value or an override is wrong.
+    """
+    if not isinstance(data, dict):
+        raise InputError(where, type(data).__name__, "a mapping of sections")
+    for override in overrides:
+        data = _with_override(data, override)
+    config = validate(ExperimentConfig, data)
+    return _with_absolute_paths(config, (base_folder or Path()).resolve())
+
+
+def dump_config(config: ExperimentConfig) -> str:
+    """Return the complete config as YAML."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def config_sha256(config: ExperimentConfig) -> str:
+    """Return the hash of the complete config, ``runtime`` excepted: what cannot change a number is not part of it."""
+    values = config.model_dump(mode="json", exclude={"runtime"})
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def config_schema() -> dict[str, Any]:
+    """Return the JSON schema of the config file."""
+    schema = ExperimentConfig.model_json_schema()
+    from elsa_ray.config.experiment import PROTOCOL_CONFIGS
+
+    variants = []
+    for name, model in PROTOCOL_CONFIGS.items():
+        variant = model.model_json_schema(ref_template="#/$defs/{model}")
+        schema["$defs"].update(variant.pop("$defs", {}))
+        schema["$defs"][f"{name}_protocol"] = variant
+        variants.append({"$ref": f"#/$defs/{name}_protocol"})
+    schema["properties"]["protocol"] = {"anyOf": variants}
+    return schema
+
+
+def _with_override(data: dict[str, Any], override: str) -> dict[str, Any]:
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise InputError("--set", override, "KEY.KEY=VALUE, such as protocol.rounds=3")
+    value = read_yaml(text, f"--set {path}")
+    return _replaced(data, path.split("."), value, f"--set {path}")
+
+
+def _replaced(node: Any, keys: list[str], value: Any, where: str) -> Any:
+    if not keys:
+        return value
+    key, rest = keys[0], keys[1:]
+    if isinstance(node, list):
+        if not key.isdigit() or int(key) >= len(node):
+            raise InputError(where, key, f"an index from 0 to {len(node) - 1}")
+        return [_replaced(item, rest, value, where) if i == int(key) else item for i, item in enumerate(node)]
+    if node is None:
+        node = {}
+    if not isinstance(node, dict):
+        raise InputError(where, key, f"no further keys: the value here is {node!r}")
+    return {**node, key: _replaced(node.get(key), rest, value, where)}
+
+
+def _with_absolute_paths(config: ExperimentConfig, base_folder: Path) -> ExperimentConfig:
+    """Anchor every path; a name that is no existing path (a hub id, a packaged model) stays as it is."""
+
+    def anchored(name: str) -> str:
+        return str((base_folder / Path(name).expanduser()).resolve())
+
+    def anchored_if_there(name: str) -> str:
+        looks_like_a_path = name.startswith((".", "/", "~"))
+        return anchored(name) if looks_like_a_path or (base_folder / name).is_dir() else name
+
+    task = config.task.model_copy(update={"model": anchored_if_there(config.task.model)})
+    dataset = task.dataset
+    if isinstance(dataset, FileDataset):
+        paths = {"train": anchored(dataset.train), "test": anchored(dataset.test) if dataset.test else None}
+        task = task.model_copy(update={"dataset": dataset.model_copy(update=paths)})
+    elif isinstance(dataset, HubDataset):
+        task = task.model_copy(update={"dataset": dataset.model_copy(update={"hub": anchored_if_there(dataset.hub)})})
+    topology = config.topology
+    if isinstance(topology, FileTopology):
+        topology = topology.model_copy(update={"file": anchored(topology.file)})
+    return config.model_copy(update={"task": task, "topology": topology})

@@ -1,0 +1,114 @@
+"""The ``protocol`` section: who trains how much, how often results meet, and what touches each payload."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from elsa_ray.config.section import Section
+from elsa_ray.config.units import NumBytes, Seconds
+
+PositiveInt = Annotated[int, Field(gt=0)]
+
+
+class OptimizerConfig(Section):
+    """The clients' local optimiser."""
+
+    kind: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: float = Field(default=2e-3, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    keep_state: Literal[False] = False
+    """Moments start afresh each edge round, so that a client at rest is small."""
+    decay: float = Field(default=1.0, gt=0, le=1)
+    """The learning rate is multiplied by this after each global round."""
+
+
+class SplitConfig(Section):
+    """Blocks on the client before the edge (``front``, p >= 1) and after it (``back``, o >= 0)."""
+
+    front: int = Field(default=2, ge=1)
+    back: int = Field(default=2, ge=0)
+
+
+class CodecSpec(Section):
+    """One codec of a chain: its kind and that kind's own parameters, validated by the codec's own model."""
+
+    model_config = {**Section.model_config, "extra": "allow"}
+    kind: str
+    """``identity``, ``cast``, ``int8``, ``sketch``, an installed entry point, or ``module:Class``."""
+
+
+class CodecChains(Section):
+    """A chain of codecs for each kind of payload; empty sends the numbers as ``wire_dtype``."""
+
+    activation: list[CodecSpec] = []
+    gradient: list[CodecSpec] = []
+    adapter: list[CodecSpec] = []
+
+
+class StopConfig(Section):
+    """Budgets: the run ends after the first round that reaches one."""
+
+    simulated_seconds: Seconds | None = None
+    num_bytes: NumBytes | None = None
+
+
+class ProtocolConfig(Section):
+    """What every protocol has: rounds, local work, optimiser, participation, budgets."""
+
+    name: str
+    rounds: PositiveInt = 5
+    local_steps: PositiveInt | None = None
+    """Optimiser steps a client and edge round; its data are reshuffled and recycled. Default 4."""
+    local_epochs: PositiveInt | None = None
+    """The alternative to ``local_steps``: passes over the client's data."""
+    batch_size: PositiveInt = 8
+    optimizer: OptimizerConfig = OptimizerConfig()
+    participation: float = Field(default=1.0, gt=0, le=1)
+    """Share of the clients that is sampled each global round (at least one)."""
+    wire_dtype: Literal["fp64", "fp32", "bf16", "fp16"] = "fp32"
+    """Format of the numbers on the wire, whatever the precision of the computation."""
+    stop: StopConfig = StopConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_local_work(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("local_steps") is None and data.get("local_epochs") is None:
+            return {**data, "local_steps": 4}
+        return data
+
+    @model_validator(mode="after")
+    def _one_measure_of_local_work(self) -> Self:
+        if self.local_steps is not None and self.local_epochs is not None:
+            raise ValueError("exactly one of local_steps and local_epochs")
+        return self
+
+
+class ElsaConfig(ProtocolConfig):
+    """ELSA: split training through edge servers, edge then cloud aggregation."""
+
+    name: Literal["elsa"] = "elsa"
+    edge_rounds: PositiveInt = 1
+    """Edge aggregations a global round."""
+    split: SplitConfig = SplitConfig()
+    codec: CodecChains = CodecChains()
+
+    @field_validator("codec", mode="before")
+    @classmethod
+    def _one_chain_for_both_directions(cls, value: Any) -> Any:
+        return {"activation": value, "gradient": value} if isinstance(value, list) else value
+
+
+class FedAvgConfig(ProtocolConfig):
+    """Federated averaging: each client trains the whole model, the cloud averages."""
+
+    name: Literal["fedavg"] = "fedavg"
+    codec: CodecChains = CodecChains()
+
+    @field_validator("codec")
+    @classmethod
+    def _adapters_only(cls, value: CodecChains) -> CodecChains:
+        if value.activation or value.gradient:
+            raise ValueError("{adapter: [...]}: in fedavg only adapters travel")
+        return value

@@ -1,0 +1,42 @@
+"""The ``runtime`` section: where the work is computed. Nothing here can change a number."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from elsa_ray.config.section import Section
+from elsa_ray.config.units import Seconds
+
+PositiveInt = Annotated[int, Field(gt=0)]
+
+
+class ActorResources(Section):
+    """What Ray reserves for one actor."""
+
+    num_cpus: float = Field(default=0.0, ge=0)
+    num_gpus: float = Field(default=0.0, ge=0)
+    custom: dict[str, float] = {}
+
+
+class RuntimeConfig(Section):
+    """The executor and its workers."""
+
+    executor: Literal["ray", "inline", "none"] = "ray"
+    """``ray``: actors; ``inline``: this process, for debugging; ``none``: plan and time only."""
+    pools: PositiveInt | Literal["auto"] = "auto"
+    """Client pools; ``auto`` is one a CPU of the cluster."""
+    clients_per_pool: PositiveInt | None = None
+    """Instead of ``pools``: so many pools that none holds more clients."""
+    in_flight: PositiveInt = 2
+    """Cohorts that a pool keeps under way, so that it works while one is at the edge."""
+    threads: PositiveInt = 1
+    """Threads of each worker's matrix products."""
+    timeout_seconds: Seconds = 600.0
+    """No wait for a worker is longer than this."""
+    startup_timeout_seconds: Seconds = 600.0
+    """Longest wait for the cluster to grow until the actors fit."""
+    pool_resources: ActorResources = ActorResources(num_cpus=1.0)
+    edge_resources: ActorResources = ActorResources()
+    cloud_resources: ActorResources = ActorResources()

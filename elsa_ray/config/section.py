@@ -1,0 +1,25 @@
+"""The base of every config section: strict, frozen, and silent about nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic_core import PydanticCustomError
+
+
+class Section(BaseModel):
+    """A part of the config file. Unknown keys are errors, values are not coerced between kinds, and it is immutable."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_known_keys(cls, data: Any) -> Any:
+        """Refuse an unknown key together with the list of known ones, which pydantic's own error lacks."""
+        if isinstance(data, dict) and cls.model_config.get("extra") == "forbid":
+            for key in data:
+                if key not in cls.model_fields:
+                    context = {"key": str(key), "known": sorted(cls.model_fields)}
+                    raise PydanticCustomError("unknown_key", "unknown key {key}", context)
+        return data

@@ -1,0 +1,126 @@
+"""The ``task`` section: data, its partition over clients, the backbone and its adapters."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag
+
+from elsa_ray.config.section import Section
+
+PositiveInt = Annotated[int, Field(gt=0)]
+
+
+class PydocsDataset(Section):
+    """The docstrings of the installed packages and the standard library, labelled by subject area."""
+
+    name: Literal["pydocs"]
+    test_fraction: float = Field(default=0.1, gt=0, lt=1)
+    """Share of the examples held out as the test set."""
+    max_examples: PositiveInt | None = None
+    """Keep at most so many examples (train and test together), chosen by seed."""
+
+
+class FileDataset(Section):
+    """JSON lines, CSV or Parquet files with a text column and, for classification, a label column."""
+
+    train: str
+    """Path of the training file (.jsonl, .csv or .parquet); relative to the config file."""
+    test: str | None = None
+    """Path of the test file; without it ``test_fraction`` of the training file is held out."""
+    text: str = "text"
+    label: str = "label"
+    test_fraction: float = Field(default=0.1, gt=0, lt=1)
+    max_examples: PositiveInt | None = None
+
+
+class HubDataset(Section):
+    """A dataset of the Hugging Face hub, or a local folder of that form, through the extra ``hub``."""
+
+    hub: str
+    subset: str | None = None
+    train_split: str = "train"
+    test_split: str = "test"
+    text: str = "text"
+    label: str = "label"
+    max_examples: PositiveInt | None = None
+
+
+def _dataset_kind(value: Any) -> str | None:
+    keys = value.keys() if isinstance(value, dict) else vars(value).keys()
+    for key, kind in (("hub", "hub"), ("train", "files"), ("name", "name")):
+        if key in keys:
+            return kind
+    return None
+
+
+DatasetConfig = Annotated[
+    Annotated[PydocsDataset, Tag("name")] | Annotated[FileDataset, Tag("files")] | Annotated[HubDataset, Tag("hub")],
+    Discriminator(
+        _dataset_kind,
+        custom_error_type="dataset_kind",
+        custom_error_message="{name: pydocs}, {train: FILE, test: FILE, text: COLUMN, label: COLUMN}, or {hub: NAME}",
+    ),
+]
+
+
+class IidPartition(Section):
+    """Every example to a client at random; sizes differ by at most one."""
+
+    kind: Literal["iid"] = "iid"
+
+
+class DirichletPartition(Section):
+    """Each label's examples are shared out by proportions drawn from a Dirichlet distribution."""
+
+    kind: Literal["dirichlet"]
+    alpha: float = Field(default=0.5, gt=0)
+    """Concentration: small means that each client sees few labels."""
+
+
+class ShardPartition(Section):
+    """Examples sorted by label are cut into equal shards; each client gets ``shards_per_client`` of them."""
+
+    kind: Literal["shards"]
+    shards_per_client: PositiveInt = 2
+
+
+class ColumnPartition(Section):
+    """All examples with the same value of a column (a writer, a device) go to the same client."""
+
+    kind: Literal["by_column"]
+    column: str
+
+
+PartitionConfig = Annotated[
+    IidPartition | DirichletPartition | ShardPartition | ColumnPartition, Field(discriminator="kind")
+]
+
+
+class LoraConfig(Section):
+    """Low-rank adapters on the frozen backbone."""
+
+    rank: PositiveInt = 8
+    alpha: float = Field(default=16.0, gt=0)
+    targets: Literal["auto"] | list[str] = "auto"
+    """Linear modules that get an adapter, by their name in a block; ``auto`` is query and value."""
+    train_head: bool | None = None
+    """Train and send the head; by default true for classification, false for causal_lm."""
+    train_pooler: bool = False
+    """Train and send the encoder's pooler too."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+
+class TaskConfig(Section):
+    """What is learned, from which data, by which model."""
+
+    kind: Literal["classification", "causal_lm"] = "classification"
+    dataset: DatasetConfig = PydocsDataset(name="pydocs")
+    partition: PartitionConfig = IidPartition()
+    model: str = "minilm"
+    """``minilm`` (packaged), ``tiny`` (random BERT), ``tiny_llama``, ``tiny_gpt2``, a local folder, or a hub id."""
+    lora: LoraConfig = LoraConfig()
+    max_length: PositiveInt = 64
+    """Longest text in tokens; longer ones are cut."""
+    preloaded: bool = True
+    """The frozen blocks lie on the devices already; if false, sending them once is charged as weights_down."""

@@ -1,0 +1,64 @@
+"""The ``topology`` section: a generator's parameters, a file, or a packaged network."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag
+
+from elsa_ray.config.section import Section
+from elsa_ray.config.units import Bandwidth, Seconds
+
+
+class HierarchicalTopology(Section):
+    """Clients at access routers, one router and edge server a cell, a metro core between the cells, a cloud behind it."""
+
+    kind: Literal["hierarchical"] = "hierarchical"
+    clients: int = Field(default=24, ge=1)
+    edges: int = Field(default=3, ge=1)
+    access_up: Bandwidth = 10e6 / 8
+    """Client to router; the median over clients."""
+    access_down: Bandwidth = 40e6 / 8
+    """Router to client; the median over clients."""
+    access_latency: Seconds = 0.015
+    """One way, client to router; the median over clients."""
+    spread: float = Field(default=0.5, ge=0)
+    """Standard deviation of the logarithm of the clients' bandwidths and latencies; 0 makes all equal."""
+    edge_bandwidth: Bandwidth = 1e9 / 8
+    """Router to edge server."""
+    edge_latency: Seconds = 0.001
+    core_bandwidth: Bandwidth = 1e9 / 8
+    """Router to metro core, and metro core to cloud."""
+    core_latency: Seconds = 0.005
+    """Router to metro core."""
+    cloud_latency: Seconds = 0.02
+    """Metro core to cloud."""
+
+
+class FileTopology(Section):
+    """A topology file: YAML as in ``topologies/``, GraphML, or networkx node-link JSON."""
+
+    file: str
+
+
+class NamedTopology(Section):
+    """A network that comes with the package; ``elsa-ray topology list`` names them."""
+
+    name: str
+
+
+def _topology_kind(value: Any) -> str:
+    keys = value.keys() if isinstance(value, dict) else vars(value).keys()
+    return next((key for key in ("file", "name") if key in keys), "kind")
+
+
+TopologyConfig = Annotated[
+    Annotated[HierarchicalTopology, Tag("kind")]
+    | Annotated[FileTopology, Tag("file")]
+    | Annotated[NamedTopology, Tag("name")],
+    Discriminator(
+        _topology_kind,
+        custom_error_type="topology_kind",
+        custom_error_message="{kind: hierarchical, clients: N, edges: K}, {file: PATH}, or {name: NAME}",
+    ),
+]

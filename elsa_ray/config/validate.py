@@ -1,0 +1,74 @@
+"""Validates data by a config model and tells the first mistake in one line."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from elsa_ray.config.errors import InputError, nearest_name
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def validate(model: type[Model], data: object, where: str = "") -> Model:
+    """Return ``data`` as an instance of ``model``.
+
+    Args:
+        model: the pydantic model.
+        data: plain values, as read from YAML.
+        where: the field path that ``data`` comes from, put before the path of the mistake.
+
+    Raises:
+        InputError: with the path of the first mistake, what was found there and what is allowed.
+    """
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise _input_error(error.errors(include_url=False)[0], data, where) from None
+    except InputError as error:
+        if not where:
+            raise
+        raise InputError(f"{where}.{error.where}", error.found, error.allowed, nearest=error.nearest) from None
+
+
+def _input_error(problem: Any, data: object, where: str) -> InputError:
+    path = _real_path(problem["loc"], data, missing=problem["type"] == "missing")
+    field = ".".join(part for part in [where, *path] if part) or "the config"
+    if problem["type"] == "unknown_key":
+        key, known = problem["ctx"]["key"], problem["ctx"]["known"]
+        return InputError(
+            f"{field}.{key}" if path or where else key,
+            "an unknown key",
+            ", ".join(known),
+            nearest=nearest_name(key, known),
+        )
+    if problem["type"] == "missing":
+        return InputError(field, "nothing", "a value: this field is required")
+    found = problem["input"]
+    expected = problem["ctx"].get("expected") if "ctx" in problem else None
+    names = [part.strip(" '") for part in str(expected).replace(" or ", ", ").split(",")] if expected else []
+    nearest = nearest_name(found, names) if isinstance(found, str) else None
+    return InputError(field, found, _allowed(problem["msg"]), nearest=nearest)
+
+
+def _real_path(loc: tuple[int | str, ...], data: object, *, missing: bool) -> list[str]:
+    """Drop the union tags that pydantic puts into a location: keep what exists in ``data``."""
+    path: list[str] = []
+    current: Any = data
+    for position, part in enumerate(loc):
+        last = position == len(loc) - 1
+        if isinstance(current, dict) and part in current:
+            current = current[part]
+        elif isinstance(current, list) and isinstance(part, int) and part < len(current):
+            current = current[part]
+        elif not (missing and last):
+            continue
+        path.append(str(part))
+    return path
+
+
+def _allowed(message: str) -> str:
+    for opening in ("Value error, ", "Input should be ", "Input should have ", "String should match pattern "):
+        message = message.removeprefix(opening)
+    return message
