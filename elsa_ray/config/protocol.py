@@ -27,8 +27,8 @@ class OptimizerConfig(Section):
 class SplitConfig(Section):
     """Blocks on the client before the edge (``front``, p >= 1) and after it (``back``, o >= 0)."""
 
-    front: int = Field(default=2, ge=1)
-    back: int = Field(default=2, ge=0)
+    front: int = Field(default=1, ge=1)
+    back: int = Field(default=1, ge=0)
 
 
 class CodecSpec(Section):

@@ -108,7 +108,6 @@ class LoraConfig(Section):
     """Train and send the head; by default true for classification, false for causal_lm."""
     train_pooler: bool = False
     """Train and send the encoder's pooler too."""
-    dropout: float = Field(default=0.0, ge=0, lt=1)
 
 
 class TaskConfig(Section):

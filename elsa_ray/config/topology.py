@@ -11,7 +11,7 @@ from elsa_ray.config.units import Bandwidth, Seconds
 
 
 class HierarchicalTopology(Section):
-    """Clients at access routers, one router and edge server a cell, a metro core between the cells, a cloud behind it."""
+    """Clients at access routers, one router and edge server a cell, a metro core between the cells, and a cloud."""
 
     kind: Literal["hierarchical"] = "hierarchical"
     clients: int = Field(default=24, ge=1)

@@ -1,0 +1,1 @@
+"""Which client belongs to which edge."""

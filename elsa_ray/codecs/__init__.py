@@ -1,0 +1,1 @@
+"""What touches a payload: codecs, their chain, and the wire format."""

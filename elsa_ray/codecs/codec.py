@@ -1,0 +1,89 @@
+"""The interface of a codec, and what it declares about itself.
+
+A codec maps rows to rows: T token vectors of width D become T rows of width E, and on the receiver's side back.
+Shapes: T rows, D width before, E width after, K side numbers a row.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from elsa_ray.config.section import Section
+
+
+@dataclass(frozen=True)
+class CodecContext:
+    """What both ends know about a message without sending it; randomness may depend on nothing else.
+
+    Attributes:
+        seed: the run's seed.
+        round_index, edge_round, step: when; ``step`` is -1 for adapters.
+        client: index of the client, -1 between edge and cloud.
+        role: the payload's role label.
+    """
+
+    seed: int = 0
+    round_index: int = 0
+    edge_round: int = 0
+    step: int = -1
+    client: int = -1
+    role: str = ""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows on their way through a chain.
+
+    Attributes:
+        values: [T, E]: floats, or a terminal codec's numbers in its ``number_format``.
+        side: one tensor [T, K_i] for each entry of ``Codec.side_layout``.
+    """
+
+    values: Tensor
+    side: tuple[Tensor, ...] = ()
+
+
+class Codec(ABC):
+    """One stage of a chain. Subclass it, give it a ``Config`` model, and name it in the config.
+
+    Attributes:
+        Config: the pydantic model of the codec's parameters, with a field ``kind``.
+        number_format: None if the output is floats that a further codec may take; else the wire type of the output,
+            and the codec must be the last of its chain.
+        linear: encode and decode together are a linear map.
+        unbiased: the decoded value's expectation over the codec's own randomness is the input.
+        straight_through: gradients pass as if the codec were the identity; else they take the exact adjoint of
+            encode and decode, which must then be built of differentiable torch operations.
+        size_is_exact: ``width_out`` and ``side_layout`` give the exact size; else an upper bound.
+    """
+
+    Config: ClassVar[type[Section]]
+    number_format: torch.dtype | None = None
+    linear: bool = False
+    unbiased: bool = False
+    straight_through: bool = True
+    size_is_exact: bool = True
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    def width_out(self, width: int) -> int:
+        """Return E for rows of width D."""
+        return width
+
+    def side_layout(self, width: int) -> tuple[tuple[torch.dtype, int], ...]:
+        """Return type and count K of the side numbers that each row of width D sends along."""
+        return ()
+
+    @abstractmethod
+    def encode(self, x_TD: Tensor, context: CodecContext) -> Rows:
+        """Return the rows to send."""
+
+    @abstractmethod
+    def decode(self, rows: Rows, width: int, context: CodecContext) -> Tensor:
+        """Return the reconstruction [T, D], D = ``width``, as floats of the side numbers' or the values' type."""

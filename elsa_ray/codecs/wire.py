@@ -1,0 +1,159 @@
+"""The wire format: a header of fixed length, then the body. Nothing else is ever charged.
+
+Header, little-endian: magic ``ELSA``, version, role, wire number, a spare byte, chain id, round, edge round and step,
+client, texts B, tokens S, width D, body length, CRC-32 of the body.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from elsa_ray.codecs.chain import WIRE_DTYPES, CodecChain
+from elsa_ray.codecs.codec import CodecContext
+from elsa_ray.config.errors import InputError
+from elsa_ray.world.roles import Role
+
+_HEADER = struct.Struct("<4sBBBBIIIiiIIIQI")
+_MAGIC = b"ELSA"
+_VERSION = 1
+_LENGTH_BYTES = 2  # a text's number of tokens, which the edge needs for the attention mask
+
+HEADER_BYTES = _HEADER.size
+
+
+class PayloadError(InputError):
+    """A payload that is not what the receiver expects: damaged, truncated, or made by another chain."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """The decoded header of a payload."""
+
+    role: Role
+    chain_id: int
+    context: CodecContext
+    batch_size: int
+    length: int
+    width: int
+    body_bytes: int
+
+
+def hidden_num_bytes(chain: CodecChain, role: Role, batch_B: Any, length_S: Any, width: int) -> Any:
+    """Return the size in bytes of hidden states or gradients [B, S, D], header included, for arrays of B and S.
+
+    ``activation_up`` also carries the texts' lengths, two bytes each.
+    """
+    batch = np.asarray(batch_B, np.int64)
+    mask = _LENGTH_BYTES * batch if role is Role.ACTIVATION_UP else 0
+    return HEADER_BYTES + mask + chain.body_bytes(batch * np.asarray(length_S, np.int64), width)
+
+
+def adapter_num_bytes(chain: CodecChain, shapes: list[tuple[int, ...]]) -> int:
+    """Return the size in bytes of adapter tensors of these shapes, header included."""
+    return HEADER_BYTES + sum(int(chain.body_bytes(*_rows_and_width(shape))) for shape in shapes)
+
+
+def encode_hidden(
+    chain: CodecChain, role: Role, hidden_BSD: Tensor, context: CodecContext, lengths_B: Tensor | None = None
+) -> bytes:
+    """Encode one client's hidden states or gradients [B, S, D], with its texts' lengths [B] for ``activation_up``."""
+    batch, length, width = hidden_BSD.shape
+    body = chain.encode(hidden_BSD.reshape(batch * length, width), context)
+    if lengths_B is not None:
+        body = lengths_B.cpu().numpy().astype("<u2").tobytes() + body
+    return _frame(chain, role, context, (batch, length, width), body)
+
+
+def decode_hidden(chain: CodecChain, role: Role, payload: bytes, context: CodecContext) -> tuple[Tensor, Tensor | None]:
+    """Decode hidden states or gradients [B, S, D]; for ``activation_up`` also the texts' lengths [B], else None.
+
+    Raises:
+        PayloadError: the payload is damaged or not what ``context`` expects.
+    """
+    header, body = open_payload(chain, role, payload, context)
+    lengths_B = None
+    if role is Role.ACTIVATION_UP:
+        mask_bytes = _LENGTH_BYTES * header.batch_size
+        lengths_B = torch.from_numpy(np.frombuffer(body[:mask_bytes], "<u2").astype(np.int64))
+        body = body[mask_bytes:]
+    rows = header.batch_size * header.length
+    _check_length(len(body), int(chain.body_bytes(rows, header.width)))
+    values = chain.decode(body, rows, header.width, context)
+    return values.reshape(header.batch_size, header.length, header.width), lengths_B
+
+
+def encode_adapters(chain: CodecChain, role: Role, tensors: list[Tensor], context: CodecContext) -> bytes:
+    """Encode adapter tensors one after another; the receiver knows their shapes from the layout."""
+    body = b"".join(chain.encode(tensor.reshape(_rows_and_width(tuple(tensor.shape))), context) for tensor in tensors)
+    return _frame(chain, role, context, (len(tensors), 0, 0), body)
+
+
+def decode_adapters(
+    chain: CodecChain, role: Role, payload: bytes, shapes: list[tuple[int, ...]], context: CodecContext
+) -> list[Tensor]:
+    """Decode adapter tensors of known shapes.
+
+    Raises:
+        PayloadError: the payload is damaged or not what is expected.
+    """
+    _, body = open_payload(chain, role, payload, context)
+    sizes = [int(chain.body_bytes(*_rows_and_width(shape))) for shape in shapes]
+    _check_length(len(body), sum(sizes))
+    tensors = []
+    for shape, size in zip(shapes, sizes, strict=True):
+        rows, width = _rows_and_width(shape)
+        tensors.append(chain.decode(body[:size], rows, width, context).reshape(shape))
+        body = body[size:]
+    return tensors
+
+
+def open_payload(chain: CodecChain, role: Role, payload: bytes, context: CodecContext) -> tuple[Header, memoryview]:
+    """Check a payload's header and checksum and return header and body.
+
+    Raises:
+        PayloadError: it is truncated, damaged, or of another role, chain or moment.
+    """
+    if len(payload) < HEADER_BYTES:
+        raise PayloadError("payload", f"{len(payload)} bytes", f"at least the {HEADER_BYTES} bytes of a header")
+    magic, version, role_number, _, _, chain_id, *moment, batch, length, width, size, checksum = _HEADER.unpack_from(
+        payload
+    )
+    body = memoryview(payload)[HEADER_BYTES:]
+    if magic != _MAGIC or version != _VERSION:
+        raise PayloadError("payload", f"magic {magic!r} version {version}", f"{_MAGIC!r} version {_VERSION}")
+    if len(body) != size or zlib.crc32(body) != checksum:
+        raise PayloadError("payload", f"a damaged body of {len(body)} bytes", f"{size} bytes of checksum {checksum}")
+    if role_number != role or chain_id != chain.chain_id:
+        found = f"role {role_number}, chain {chain_id:08x}"
+        raise PayloadError("payload", found, f"role {int(role)}, chain {chain.chain_id:08x}")
+    expected = [context.round_index, context.edge_round, context.step, context.client]
+    if moment != expected:
+        raise PayloadError("payload", f"round, edge round, step, client {moment}", str(expected))
+    return Header(role, chain_id, context, batch, length, width, size), body
+
+
+def _frame(
+    chain: CodecChain, role: Role, context: CodecContext, dimensions: tuple[int, int, int], body: bytes
+) -> bytes:
+    wire_number = list(WIRE_DTYPES).index(chain.wire_dtype)
+    moment = (context.round_index, context.edge_round, context.step, context.client)
+    header = _HEADER.pack(
+        _MAGIC, _VERSION, role, wire_number, 0, chain.chain_id, *moment, *dimensions, len(body), zlib.crc32(body)
+    )
+    return header + body
+
+
+def _check_length(found: int, expected: int) -> None:
+    if found != expected:
+        raise PayloadError("payload", f"a body of {found} bytes", f"{expected} bytes by the chain's formula")
+
+
+def _rows_and_width(shape: tuple[int, ...]) -> tuple[int, int]:
+    return (1, shape[0]) if len(shape) == 1 else (int(np.prod(shape[:-1])), shape[-1])

@@ -1,0 +1,101 @@
+"""The frozen backbone of a cohort, callable part by part: front, middle, back.
+
+Shapes: C clients, N = C·B texts, S tokens, D hidden width, K classes, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from elsa_ray.model.adapters import AdapterLayout
+from elsa_ray.model.cohort_linear import CohortLinear, FullLinear, LoraLinear, bound
+from elsa_ray.model.families import Family
+from elsa_ray.model.shape import ModelShape
+from elsa_ray.model.split import Part, Split
+
+
+class TripartiteModel:
+    """One frozen model that many clients share; their adapters come with each call.
+
+    A call is a function of its arguments: the object holds frozen weights only.
+
+    Args:
+        model: the transformers model, in evaluation mode; its targeted layers are replaced by cohort layers.
+        family: how to call the architecture.
+        shape: what it looks like.
+        layout: which tensors are trained.
+    """
+
+    def __init__(self, model: PreTrainedModel, family: Family, shape: ModelShape, layout: AdapterLayout) -> None:
+        self.model = model.requires_grad_(False).eval()
+        self.family = family
+        self.shape = shape
+        self.layout = layout
+        self._layers = _insert_cohort_layers(model, shape, layout)
+        self._blocks = family.blocks(model, shape)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the computation."""
+        return next(self.model.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the frozen weights."""
+        return next(self.model.parameters()).device
+
+    def front(self, ids_NS: Tensor, mask_NS: Tensor, adapters: Mapping[str, Tensor], split: Split) -> Tensor:
+        """Return the hidden states [N, S, D] at the first cut."""
+        return self._run_blocks(self.family.embed(self.model, ids_NS), mask_NS, adapters, split.layers(Part.FRONT))
+
+    def middle(self, hidden_NSD: Tensor, mask_NS: Tensor, adapters: Mapping[str, Tensor], split: Split) -> Tensor:
+        """Return the hidden states [N, S, D] at the second cut."""
+        return self._run_blocks(hidden_NSD, mask_NS, adapters, split.layers(Part.MIDDLE))
+
+    def back(self, hidden_NSD: Tensor, mask_NS: Tensor, adapters: Mapping[str, Tensor], split: Split) -> Tensor:
+        """Return the logits: [N, K] for classification, [N, S, V] for causal language modelling."""
+        hidden_NSD = self._run_blocks(hidden_NSD, mask_NS, adapters, split.layers(Part.BACK))
+        with bound(self._layers, adapters):
+            state = self.family.before_head(self.model, hidden_NSD, mask_NS)
+            logits: Tensor = _head_module(self.model)(state)
+        is_classification_of_one_state = logits.dim() == 3 and not self.shape.head[-1].per_token
+        return logits[:, 0] if is_classification_of_one_state else logits
+
+    def _run_blocks(self, hidden_NSD: Tensor, mask_NS: Tensor, adapters: Mapping[str, Tensor], layers: range) -> Tensor:
+        if not layers:
+            return hidden_NSD
+        inputs = self.family.block_inputs(self.model, hidden_NSD, mask_NS)
+        prefixes = tuple(f"{self.shape.block_path}.{layer}." for layer in layers)
+        used = {name: tensor for name, tensor in adapters.items() if name.startswith(prefixes)}
+        with bound(self._layers, used):
+            for layer in layers:
+                hidden_NSD = self._blocks[layer](hidden_NSD, **inputs)
+        return hidden_NSD
+
+
+def _insert_cohort_layers(model: nn.Module, shape: ModelShape, layout: AdapterLayout) -> dict[str, CohortLinear]:
+    """Replace the trained layers by cohort layers and return these by path."""
+    layers: dict[str, CohortLinear] = {}
+    for layer in range(shape.num_layers):
+        for target in layout.targets:
+            path = f"{shape.block_path}.{layer}.{target}"
+            layers[path] = LoraLinear(model.get_submodule(path), layout.scaling)
+    for path in layout.trained_head:
+        layers[path] = FullLinear()
+    for path, cohort_layer in layers.items():
+        parent, _, name = path.rpartition(".")
+        setattr(model.get_submodule(parent), name, cohort_layer)
+    return layers
+
+
+def _head_module(model: nn.Module) -> nn.Module:
+    for name in ("classifier", "score", "lm_head"):
+        if hasattr(model, name):
+            head = getattr(model, name)
+            assert isinstance(head, nn.Module)
+            return head
+    raise ValueError(f"{type(model).__name__} has no head")

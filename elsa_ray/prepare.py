@@ -1,0 +1,129 @@
+"""Makes the parts of a run from its config: network, task, model, protocol, world, executor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from elsa_ray.codecs.chain import build_chain
+from elsa_ray.config.errors import InputError
+from elsa_ray.config.experiment import ExperimentConfig
+from elsa_ray.config.plugins import find_class
+from elsa_ray.config.protocol import CodecChains
+from elsa_ray.model.adapters import Adapters, initial_adapters, make_layout
+from elsa_ray.model.families import family_of
+from elsa_ray.model.tripartite import TripartiteModel
+from elsa_ray.network.generate import make_network
+from elsa_ray.network.routes import Router
+from elsa_ray.protocols.elsa import Elsa
+from elsa_ray.protocols.fedavg import FedAvg
+from elsa_ray.protocols.protocol import Protocol
+from elsa_ray.protocols.setting import Setting
+from elsa_ray.runtime.hardware import resolve_numerics
+from elsa_ray.tasks.task import load_task
+from elsa_ray.tasks.weights import load_model
+from elsa_ray.training.recipe import Chains, Recipe
+from elsa_ray.world.devices import find_device
+from elsa_ray.world.world import World
+
+PROTOCOLS: dict[str, type[Protocol]] = {"elsa": Elsa, "fedavg": FedAvg}
+PRECISIONS = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that the loop needs but the weights.
+
+    Attributes:
+        config: with ``auto`` resolved.
+        setting: circumstances.
+        protocol: the method.
+        world: the simulated field.
+    """
+
+    config: ExperimentConfig
+    setting: Setting
+    protocol: Protocol
+    world: World
+
+
+def prepare(config: ExperimentConfig) -> Prepared:
+    """Build everything that needs no weight, and so find every mistake in the input first.
+
+    Raises:
+        InputError: anything in config, data or topology is wrong.
+    """
+    config = config.model_copy(update={"numerics": resolve_numerics(config.numerics)})
+    network = make_network(config.topology, config.seed, Path())
+    task = load_task(config.task, num_clients=len(network.clients), seed=config.seed, base_folder=Path())
+    causal_lm = config.task.kind == "causal_lm"
+    family = family_of(task.backbone.config)
+    shape = family.shape(task.backbone.config, causal_lm=causal_lm)
+    if config.task.max_length > shape.max_positions:
+        raise InputError("task.max_length", config.task.max_length, f"at most {shape.max_positions} with this model")
+    layout = make_layout(shape, family, config.task.lora, causal_lm=causal_lm)
+    client_device = find_device(config.world.clients.device, "world.clients.device")
+    edge_device = find_device(config.world.edges.device, "world.edges.device")
+    router = Router(network)
+    setting = Setting(
+        config=config,
+        task=task,
+        network=network,
+        router=router,
+        shape=shape,
+        layout=layout,
+        chains=make_chains(config),
+        client_device=client_device,
+        edge_device=edge_device,
+    )
+    protocol = find_class("protocol.name", "elsa_ray.protocols", config.protocol.name, PROTOCOLS)
+    world = World(
+        network, router, client_device=client_device, edge_device=edge_device, edge_slots=config.world.edges.slots
+    )
+    return Prepared(config, setting, protocol(config.protocol, setting), world)
+
+
+def make_chains(config: ExperimentConfig) -> Chains:
+    """Build the codec chains of a config.
+
+    Raises:
+        InputError: a codec is unknown or its parameters are wrong.
+    """
+    codec = getattr(config.protocol, "codec", CodecChains())
+    wire_dtype = config.protocol.wire_dtype
+    return Chains(
+        activation=build_chain(codec.activation, wire_dtype, "protocol.codec.activation"),
+        gradient=build_chain(codec.gradient, wire_dtype, "protocol.codec.gradient"),
+        adapter=build_chain(codec.adapter, wire_dtype, "protocol.codec.adapter"),
+    )
+
+
+def make_recipe(prepared: Prepared) -> Recipe:
+    """Return what every worker must know."""
+    config, setting = prepared.config, prepared.setting
+    adapter_dtype = torch.float64 if config.numerics.precision == "fp64" else torch.float32
+    return Recipe(
+        config.seed, config.protocol, setting.chains, setting.task.backbone.config.pad_token_id, adapter_dtype
+    )
+
+
+def load_backbone(prepared: Prepared) -> tuple[PreTrainedModel, Adapters]:
+    """Load the frozen model in fp32 on the CPU, and the first adapters.
+
+    Raises:
+        InputError: the weights cannot be had.
+    """
+    setting = prepared.setting
+    model = load_model(setting.task.backbone, setting.task.kind, prepared.config.seed)
+    adapters = initial_adapters(setting.layout, model, prepared.config.seed, make_recipe(prepared).adapter_dtype)
+    return model, adapters
+
+
+def make_tripartite(prepared: Prepared, model: PreTrainedModel) -> TripartiteModel:
+    """Turn the loaded model into the cohort's backbone, in the run's precision and on its device."""
+    numerics, setting = prepared.config.numerics, prepared.setting
+    model = model.to(device=numerics.device, dtype=PRECISIONS[numerics.precision])
+    return TripartiteModel(model, family_of(model.config), setting.shape, setting.layout)

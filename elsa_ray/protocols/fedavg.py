@@ -1,0 +1,98 @@
+"""Federated averaging: each sampled client trains the whole model, the cloud averages (methods.md 3.1)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from elsa_ray.codecs.wire import HEADER_BYTES
+from elsa_ray.config.protocol import FedAvgConfig
+from elsa_ray.model.adapters import Adapters
+from elsa_ray.model.cost import frozen_num_bytes, step_flops
+from elsa_ray.model.split import Part, whole
+from elsa_ray.protocols.local_work import FP32_BYTES, adapter_bytes, local_work
+from elsa_ray.protocols.protocol import Protocol, ProtocolState
+from elsa_ray.protocols.sampling import sample_clients
+from elsa_ray.protocols.setting import Setting
+from elsa_ray.world.plan import Plan, PlanBuilder, Stage
+from elsa_ray.world.roles import Role
+from elsa_ray.world.timeline import WorldState
+
+
+class FedAvg(Protocol):
+    """Whole-model training on the clients; the edges only route."""
+
+    Config = FedAvgConfig
+    trains_through_edges = False
+
+    def __init__(self, config: FedAvgConfig, setting: Setting) -> None:
+        super().__init__(config, setting)
+        self.split = whole(setting.shape.num_layers)
+        self._flops = step_flops(setting.shape, setting.layout, self.split).whole
+
+    def start(self, adapters: Adapters | None) -> ProtocolState:
+        """Nothing but the first adapters."""
+        return ProtocolState(adapters=adapters)
+
+    def plan(self, state: ProtocolState, world_state: WorldState) -> Plan:
+        """Plan a round: adapters down, local training, adapters up, the cloud's gather."""
+        setting, policy = self.setting, self.setting.config.world.round_policy
+        parked = self._parked()
+        clients = sample_clients(
+            setting.num_clients,
+            self.config.participation,
+            seed=setting.seed,
+            round_index=state.round_index,
+            absent={*parked, *world_state.busy_clients},
+        )
+        builder = PlanBuilder(state.round_index)
+        work = local_work(setting, self.config, round_index=state.round_index, edge_round=0, clients=clients)
+        items = builder.work_items(
+            edge_round=0,
+            client=clients,
+            edge=-1,
+            num_examples=setting.num_examples[clients],
+            num_steps=work.num_steps_W,
+            front=self.split.front,
+            middle=self.split.middle,
+            back=self.split.back,
+            gather=builder.num_gathers,
+        )
+        nodes = setting.network.clients[clients].astype(np.int64)
+        num_bytes, fp32 = adapter_bytes(setting, setting.layout.tensors)
+        message: dict[str, Any] = {"client": clients, "num_bytes": num_bytes, "uncompressed_bytes": fp32, "work": items}
+        down = builder.transfers(source=setting.cloud, target=nodes, label=Role.ADAPTER_DOWN, **message)
+        lacking = np.array([client not in state.loaded_clients for client in clients.tolist()], bool)
+        if not setting.config.task.preloaded and lacking.any():
+            size = frozen_num_bytes(setting.shape, self.split, Part.FRONT, FP32_BYTES)
+            weights = builder.transfers(
+                source=setting.cloud,
+                target=nodes[lacking],
+                label=Role.WEIGHTS_DOWN,
+                client=clients[lacking],
+                num_bytes=HEADER_BYTES + size,
+                uncompressed_bytes=size,
+            )
+            builder.depend(down[lacking], weights)
+        trained = builder.computations(
+            node=nodes,
+            client=clients,
+            label=Stage.LOCAL_TRAINING,
+            flops=self._flops.total(work.batch_WT, work.length_WT).sum(axis=1),
+            work=items,
+            after=down,
+        )
+        up = builder.transfers(source=nodes, target=setting.cloud, label=Role.ADAPTER_UP, after=trained, **message)
+        builder.gather(setting.cloud, up, edge_round=0, opener=-1, deadline_seconds=policy.deadline_seconds)
+        return builder.build(keep_late=policy.late == "keep", parked_clients=parked)
+
+    def _parked(self) -> list[int]:
+        """Return the clients without a way to the cloud and back."""
+        router, cloud = self.setting.router, self.setting.cloud
+        nodes = self.setting.network.clients.tolist()
+        return [
+            client
+            for client, node in enumerate(nodes)
+            if router.route(node, cloud) is None or router.route(cloud, node) is None
+        ]

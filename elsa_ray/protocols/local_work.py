@@ -1,0 +1,90 @@
+"""What clients do in one edge round, in numbers: steps, batch shapes, messages and FLOPs.
+
+Shapes: W work items, T steps of the item that has most.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from elsa_ray.codecs.chain import CodecChain
+from elsa_ray.codecs.wire import adapter_num_bytes, hidden_num_bytes
+from elsa_ray.config.protocol import ProtocolConfig
+from elsa_ray.model.adapters import AdapterTensor
+from elsa_ray.protocols.setting import Setting
+from elsa_ray.training.batches import batch_sizes, examples_of_steps
+from elsa_ray.training.cohort import STEP_ROLES
+from elsa_ray.world.plan import WorkKey
+from elsa_ray.world.roles import Role
+
+FP32_BYTES = 4
+
+
+@dataclass(frozen=True)
+class LocalWork:
+    """The batches of W work items.
+
+    Attributes:
+        num_steps_W: optimiser steps.
+        batch_WT: texts of each step's batch; 0 where an item has no such step.
+        length_WT: tokens of the longest text.
+    """
+
+    num_steps_W: npt.NDArray[np.int64]
+    batch_WT: npt.NDArray[np.int64]
+    length_WT: npt.NDArray[np.int64]
+
+    def step_bytes(self, setting: Setting, role: Role) -> npt.NDArray[np.int64]:
+        """Return the size [W, T] of a step's message, header included."""
+        chain = step_chain(setting, role)
+        sizes: npt.NDArray[np.int64] = hidden_num_bytes(
+            chain, role, self.batch_WT, self.length_WT, setting.shape.hidden_size
+        )
+        return sizes
+
+    def uncompressed_bytes(self, setting: Setting) -> npt.NDArray[np.int64]:
+        """Return the size [W, T] of a step's message in fp32 without a header."""
+        return self.batch_WT * self.length_WT * setting.shape.hidden_size * FP32_BYTES
+
+
+def local_work(
+    setting: Setting, config: ProtocolConfig, *, round_index: int, edge_round: int, clients: npt.NDArray[np.int64]
+) -> LocalWork:
+    """Draw the batches of the clients' work items; the executor draws the same ones again."""
+    batches, longest = [], []
+    for client in clients.tolist():
+        key = WorkKey(round_index, edge_round, client)
+        examples_TB = examples_of_steps(key, setting.task.partition[client], config, setting.seed)
+        batch_T, length_T = batch_sizes(examples_TB, setting.task.train.lengths)
+        batches.append(batch_T)
+        longest.append(length_T)
+    num_steps_W = np.array([len(batch_T) for batch_T in batches], np.int64)
+    most = int(num_steps_W.max(initial=0))
+    return LocalWork(num_steps_W, _padded(batches, most), _padded(longest, most))
+
+
+def planned_step_bytes(setting: Setting, config: ProtocolConfig, key: WorkKey) -> npt.NDArray[np.int64]:
+    """Return the sizes [T, 4] of the messages of one work item, in the order of STEP_ROLES."""
+    clients = np.array([key.client], np.int64)
+    work = local_work(setting, config, round_index=key.round_index, edge_round=key.edge_round, clients=clients)
+    return np.stack([work.step_bytes(setting, role)[0] for role in STEP_ROLES], axis=1)
+
+
+def step_chain(setting: Setting, role: Role) -> CodecChain:
+    """Return the codec chain of a step's message."""
+    is_activation = role in (Role.ACTIVATION_UP, Role.ACTIVATION_DOWN)
+    return setting.chains.activation if is_activation else setting.chains.gradient
+
+
+def adapter_bytes(setting: Setting, tensors: tuple[AdapterTensor, ...]) -> tuple[int, int]:
+    """Return the size of an adapter message, header included, and the same numbers in fp32."""
+    size = adapter_num_bytes(setting.chains.adapter, [tensor.shape for tensor in tensors])
+    return size, FP32_BYTES * sum(tensor.num_elements for tensor in tensors)
+
+
+def _padded(rows: list[npt.NDArray[np.int64]], width: int) -> npt.NDArray[np.int64]:
+    padded = [np.pad(row, (0, width - len(row))) for row in rows]
+    return np.stack(padded).astype(np.int64) if padded else np.zeros((0, width), np.int64)

@@ -1,0 +1,150 @@
+"""The interface of a protocol: a round is a value-to-value function; what must be remembered is in the state."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import numpy as np
+
+from elsa_ray.config.protocol import ProtocolConfig
+from elsa_ray.model.adapters import Adapters
+from elsa_ray.protocols.setting import Setting
+from elsa_ray.training.cohort import VersionKey
+from elsa_ray.training.evaluation import Score
+from elsa_ray.world.plan import ActivityKind, Plan, WorkKey
+from elsa_ray.world.timeline import Timeline, WorldState
+
+
+@dataclass(frozen=True)
+class ProtocolState:
+    """What a protocol knows between two rounds.
+
+    Attributes:
+        round_index: of the next round.
+        adapters: the global model's; None in a timing-only run.
+        versions: older models that work still under way has started from.
+        edge_of_client: node index of each client's edge, -1 for a parked one; empty where edges play no part.
+        loaded_clients, loaded_nodes: those that hold their frozen blocks already.
+        simulated_seconds, num_bytes: spent so far.
+    """
+
+    round_index: int = 0
+    adapters: Adapters | None = None
+    versions: Mapping[VersionKey, Adapters] = field(default_factory=dict)
+    edge_of_client: tuple[int, ...] = ()
+    loaded_clients: frozenset[int] = frozenset()
+    loaded_nodes: frozenset[int] = frozenset()
+    simulated_seconds: float = 0.0
+    num_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class RoundResults:
+    """What an executor gives back.
+
+    Attributes:
+        adapters: the new global model's; None if nothing was trained.
+        versions: the models that pending work has started from.
+        losses: mean training loss of each work item that was aggregated.
+        failed: work whose adapters are not finite; it had no weight.
+        encoded_bytes: lengths of the payloads that were really encoded, by role.
+        score: the global model on the test set, when this round was evaluated.
+    """
+
+    adapters: Adapters | None = None
+    versions: Mapping[VersionKey, Adapters] = field(default_factory=dict)
+    losses: Mapping[WorkKey, float] = field(default_factory=dict)
+    failed: tuple[WorkKey, ...] = ()
+    encoded_bytes: Mapping[str, int] = field(default_factory=dict)
+    score: Score | None = None
+
+
+@dataclass(frozen=True)
+class RoundReport:
+    """One line of ``rounds.jsonl``: a round in numbers."""
+
+    round_index: int
+    simulated_seconds: float
+    num_bytes: int
+    participated: tuple[int, ...]
+    dropped: tuple[int, ...]
+    late: tuple[int, ...]
+    failed: tuple[int, ...]
+    train_loss: float | None
+    score: Score | None
+
+
+class Protocol(ABC):
+    """A federated method. Subclass it, give it a ``Config`` derived from ProtocolConfig, and name it in the config.
+
+    Args:
+        config: its section.
+        setting: the circumstances.
+
+    Raises:
+        InputError: the section does not fit the model or the topology.
+    """
+
+    Config: ClassVar[type[ProtocolConfig]]
+    trains_through_edges: ClassVar[bool] = True
+
+    def __init__(self, config: Any, setting: Setting) -> None:
+        self.config = config
+        self.setting = setting
+
+    @abstractmethod
+    def start(self, adapters: Adapters | None) -> ProtocolState:
+        """Return the state before the first round, with the first global adapters (None in a timing-only run)."""
+
+    @abstractmethod
+    def plan(self, state: ProtocolState, world_state: WorldState) -> Plan:
+        """Return who computes what and who sends what in the next round, in exact FLOPs and bytes."""
+
+    def conclude(
+        self, state: ProtocolState, results: RoundResults, plan: Plan, timeline: Timeline
+    ) -> tuple[ProtocolState, RoundReport]:
+        """Return the state after the round, and the round in numbers."""
+        arrived = sorted(key for keys in timeline.arrivals for key in keys)
+        is_transfer = timeline.activities.kind == ActivityKind.TRANSFER
+        num_bytes = state.num_bytes + int(timeline.carried_bytes[is_transfer].sum())
+        losses = [results.losses[key] for key in arrived if key in results.losses]
+        after = replace(
+            state,
+            round_index=state.round_index + 1,
+            adapters=results.adapters if results.adapters is not None else state.adapters,
+            versions={**results.versions},
+            simulated_seconds=timeline.end_seconds,
+            num_bytes=num_bytes,
+            loaded_clients=state.loaded_clients | {key.client for key in arrived},
+            loaded_nodes=state.loaded_nodes | {int(node) for node in plan.gathers.node},
+        )
+        report = RoundReport(
+            round_index=state.round_index,
+            simulated_seconds=timeline.end_seconds,
+            num_bytes=num_bytes,
+            participated=_clients(arrived),
+            dropped=_clients(timeline.dropped),
+            late=_clients(timeline.pending),
+            failed=_clients(results.failed),
+            train_loss=float(np.mean(losses)) if losses else None,
+            score=results.score,
+        )
+        return after, report
+
+    def finished(self, state: ProtocolState) -> str | None:
+        """Return why the run is over, or None: all rounds done, or a budget reached."""
+        stop = self.config.stop
+        if state.round_index >= self.config.rounds:
+            return "rounds"
+        if stop.simulated_seconds is not None and state.simulated_seconds >= stop.simulated_seconds:
+            return "simulated_seconds"
+        if stop.num_bytes is not None and state.num_bytes >= stop.num_bytes:
+            return "num_bytes"
+        return None
+
+
+def _clients(keys: Any) -> tuple[int, ...]:
+    return tuple(sorted({key.client for key in keys}))

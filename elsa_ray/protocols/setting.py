@@ -1,0 +1,61 @@
+"""What a protocol plans with: the data's lengths, the model's shape, the network, the devices. Never a weight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from elsa_ray.config.experiment import ExperimentConfig
+from elsa_ray.model.adapters import AdapterLayout
+from elsa_ray.model.shape import ModelShape
+from elsa_ray.network.graph import Network
+from elsa_ray.network.routes import Router
+from elsa_ray.tasks.task import Task
+from elsa_ray.training.recipe import Chains
+from elsa_ray.world.devices import Device
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The fixed circumstances of a run.
+
+    Attributes:
+        config: the complete config.
+        task: tokenised data, its partition, the backbone's config.
+        network, router: the topology and its ways.
+        shape, layout: the model and its trained tensors.
+        chains: codecs by kind of payload.
+        client_device, edge_device: what computes.
+    """
+
+    config: ExperimentConfig
+    task: Task
+    network: Network
+    router: Router
+    shape: ModelShape
+    layout: AdapterLayout
+    chains: Chains
+    client_device: Device
+    edge_device: Device
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        return self.config.seed
+
+    @property
+    def num_clients(self) -> int:
+        """Clients of the topology."""
+        return len(self.network.clients)
+
+    @property
+    def cloud(self) -> int:
+        """Node index of the cloud."""
+        return int(self.network.clouds[0])
+
+    @property
+    def num_examples(self) -> npt.NDArray[np.int64]:
+        """Examples of each client."""
+        return np.array([len(indices) for indices in self.task.partition], np.int64)

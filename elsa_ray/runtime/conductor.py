@@ -1,0 +1,180 @@
+"""Conducts a round: who does what, in which order, whatever carries the calls. One meaning for every executor.
+
+Hosts go on by themselves: an edge group starts its next edge round when its own gathers are done. A pool trains a
+bounded number of cohorts at once, so that it has work while one of them is at its edge.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from elsa_ray.model.adapters import Adapters
+from elsa_ray.protocols.protocol import RoundResults
+from elsa_ray.runtime.host import HostReport
+from elsa_ray.runtime.jobs import CLOUD, HostJob, RoundJob, StageJob
+from elsa_ray.training.cohort import ByteMeter, Cohort, VersionKey
+from elsa_ray.training.evaluation import Score
+from elsa_ray.world.plan import WorkKey
+
+
+class Workers(ABC):
+    """Carries calls to hosts and pools."""
+
+    num_pools: int
+    in_flight: int
+    num_pieces: int
+
+    @abstractmethod
+    async def call_host(self, host: str, method: str, *arguments: Any) -> Any:
+        """Call a method of a host (``cloud`` or an edge group) and return what it returns."""
+
+    @abstractmethod
+    async def train(
+        self, pool: int, cohort: Cohort, host: str, adapter_down: list[bytes]
+    ) -> tuple[list[bytes], dict[WorkKey, float], ByteMeter]:
+        """Let a pool train a cohort against its host; see ClientPool.train."""
+
+    @abstractmethod
+    async def score(self, pool: int, adapters: Any, piece: int) -> Score:
+        """Let a pool score a piece of the test set."""
+
+    def share(self, adapters: Adapters) -> Any:
+        """Return a handle to adapters that are given to many calls."""
+        return adapters
+
+
+@dataclass
+class _RoundBooks:
+    losses: dict[WorkKey, float]
+    meter: ByteMeter
+
+
+class Conductor:
+    """Runs rounds on workers.
+
+    Args:
+        workers: carries the calls.
+        cloud_node: node index of the cloud.
+    """
+
+    def __init__(self, workers: Workers, cloud_node: int) -> None:
+        self._workers, self._cloud_node = workers, cloud_node
+
+    async def run_round(
+        self,
+        job: RoundJob,
+        adapters: Adapters,
+        versions: Mapping[VersionKey, Adapters],
+        host_of_version: Mapping[VersionKey, str],
+        *,
+        evaluate: bool,
+    ) -> RoundResults:
+        """Do the work of a round and return its results.
+
+        Args:
+            job: what survives of the plan.
+            adapters: the global model that the round starts from.
+            versions: older models that late work has started from.
+            host_of_version: which host needs each of them.
+            evaluate: score the new global model on the test set.
+        """
+        free_pools: asyncio.Queue[int] = asyncio.Queue()
+        for place in range(self._workers.num_pools * self._workers.in_flight):
+            free_pools.put_nowait(place % self._workers.num_pools)
+        books = _RoundBooks({}, ByteMeter())
+        names = list(dict.fromkeys([CLOUD, *(host.host for host in job.hosts)]))
+        for name in names:
+            own = {version: model for version, model in versions.items() if host_of_version[version] == name}
+            await self._workers.call_host(name, "begin_round", own)
+        await self._workers.call_host(CLOUD, "begin_global_round", job.round_index, self._cloud_node, adapters)
+        groups = [host for host in job.hosts if host.host != CLOUD]
+        await _all(self._run_edge_group(host, job, books, free_pools) for host in groups)
+        for host in job.hosts:
+            if host.host == CLOUD:
+                await self._run_stages(host, job, books, free_pools)
+        model: Adapters = await self._workers.call_host(CLOUD, "global_model")
+        kept = {host.host: host.kept_versions for host in job.hosts}
+        reports = [await self._workers.call_host(name, "report", kept.get(name, ())) for name in names]
+        score = await self._evaluate(model, free_pools) if evaluate else None
+        return _results(model, reports, books, score)
+
+    async def _run_edge_group(
+        self, host: HostJob, job: RoundJob, books: _RoundBooks, free_pools: asyncio.Queue[int]
+    ) -> None:
+        for node in host.nodes:
+            payload = await self._workers.call_host(CLOUD, "send_model", node, job.trunk_bytes)
+            await self._workers.call_host(host.host, "receive_model", job.round_index, node, payload)
+        await self._run_stages(host, job, books, free_pools)
+        for node in host.nodes:
+            payload, weight = await self._workers.call_host(
+                host.host, "send_model", job.round_index, node, job.trunk_bytes
+            )
+            await self._workers.call_host(CLOUD, "receive_model", node, payload, weight)
+
+    async def _run_stages(
+        self, host: HostJob, job: RoundJob, books: _RoundBooks, free_pools: asyncio.Queue[int]
+    ) -> None:
+        for stage in host.stages:
+            await _all(self._run_cohort(cohort, host.host, books, free_pools) for cohort in stage.cohorts)
+            await self._gather(host, job.round_index, stage)
+
+    async def _gather(self, host: HostJob, round_index: int, stage: StageJob) -> None:
+        for gather in stage.gathers:
+            takes_edges = gather.node == self._cloud_node and not gather.arrivals
+            if not takes_edges:
+                await self._workers.call_host(host.host, "gather", round_index, gather)
+
+    async def _run_cohort(self, cohort: Cohort, host: str, books: _RoundBooks, free_pools: asyncio.Queue[int]) -> None:
+        pool = await free_pools.get()
+        try:
+            adapter_down = await self._workers.call_host(host, "start_cohort", cohort)
+            payloads, losses, meter = await self._workers.train(pool, cohort, host, adapter_down)
+            await self._workers.call_host(host, "finish_cohort", cohort.name, payloads)
+        finally:
+            free_pools.put_nowait(pool)
+        books.losses.update(losses)
+        books.meter.merge(meter)
+
+    async def _evaluate(self, model: Adapters, free_pools: asyncio.Queue[int]) -> Score:
+        shared = self._workers.share(model)
+
+        async def score(piece: int) -> Score:
+            pool = await free_pools.get()
+            try:
+                return await self._workers.score(pool, shared, piece)
+            finally:
+                free_pools.put_nowait(pool)
+
+        scores = await _all(score(piece) for piece in range(self._workers.num_pieces))
+        total = scores[0]
+        for piece_score in scores[1:]:
+            total = total + piece_score
+        return total
+
+
+async def _all(coroutines: Any) -> list[Any]:
+    """Wait for all; if one fails, cancel the others and raise its error, not a group of errors."""
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+    try:
+        return list(await asyncio.gather(*tasks))
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
+
+
+def _results(model: Adapters, reports: list[HostReport], books: _RoundBooks, score: Score | None) -> RoundResults:
+    encoded: Counter[str] = Counter(books.meter.num_bytes)
+    versions: dict[VersionKey, Adapters] = {}
+    failed: list[WorkKey] = []
+    for report in reports:
+        encoded.update(report.meter.num_bytes)
+        versions.update(report.versions)
+        failed.extend(report.failed)
+    return RoundResults(model, versions, books.losses, tuple(sorted(failed)), dict(sorted(encoded.items())), score)

@@ -1,0 +1,143 @@
+"""What carries a round's work out: the interface, the in-process executor, and the one that only plans."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Coroutine
+from typing import Any
+
+import torch
+
+from elsa_ray.model.adapters import Adapters
+from elsa_ray.model.tripartite import TripartiteModel
+from elsa_ray.protocols.protocol import ProtocolState, RoundResults
+from elsa_ray.protocols.setting import Setting
+from elsa_ray.runtime.conductor import Conductor, Workers
+from elsa_ray.runtime.host import Cloud, EdgeServer, ModelHost
+from elsa_ray.runtime.jobs import CLOUD, host_names, host_of_node, round_job
+from elsa_ray.runtime.pool import ClientPool
+from elsa_ray.training.client import EdgeRequest
+from elsa_ray.training.cohort import ByteMeter, Cohort
+from elsa_ray.training.evaluation import Score
+from elsa_ray.training.messages import Payloads
+from elsa_ray.training.recipe import Recipe
+from elsa_ray.world.plan import Plan, WorkKey
+from elsa_ray.world.timeline import Timeline
+
+
+class Executor(ABC):
+    """Trains what a timeline says has survived. Use it as a context manager: it may hold workers."""
+
+    name: str
+
+    @abstractmethod
+    def run(self, plan: Plan, timeline: Timeline, state: ProtocolState, *, evaluate: bool) -> RoundResults:
+        """Do a round's work and return its results."""
+
+    def __enter__(self) -> Executor:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of all workers."""
+        return None
+
+
+class NoExecutor(Executor):
+    """Timing only: nothing is trained, no weight is loaded."""
+
+    name = "none"
+
+    def run(self, plan: Plan, timeline: Timeline, state: ProtocolState, *, evaluate: bool) -> RoundResults:
+        """Return no results."""
+        return RoundResults()
+
+
+class ConductedExecutor(Executor):
+    """Runs the conductor's rounds on workers of some kind."""
+
+    def __init__(self, setting: Setting, workers: Workers) -> None:
+        self._setting = setting
+        self._conductor = Conductor(workers, setting.cloud)
+
+    def run(self, plan: Plan, timeline: Timeline, state: ProtocolState, *, evaluate: bool) -> RoundResults:
+        """Train, aggregate and, if asked, evaluate."""
+        assert state.adapters is not None, "a run that trains starts from adapters"
+        job = round_job(self._setting, plan, timeline)
+        hosts = {version: host_of_node(self._setting, version.node) for version in state.versions}
+        return run_to_end(self._conductor.run_round(job, state.adapters, state.versions, hosts, evaluate=evaluate))
+
+
+class InlineExecutor(ConductedExecutor):
+    """Everything in this process, one thing after the other: for debugging and tests.
+
+    Args:
+        setting: the run's circumstances.
+        model: the frozen backbone.
+        recipe: seed, optimiser, chains.
+    """
+
+    name = "inline"
+
+    def __init__(self, setting: Setting, model: TripartiteModel, recipe: Recipe) -> None:
+        self._threads_before = torch.get_num_threads()
+        torch.set_num_threads(setting.config.runtime.threads)
+        super().__init__(setting, _InlineWorkers(setting, model, recipe))
+
+    def close(self) -> None:
+        """Give this process its threads back."""
+        torch.set_num_threads(self._threads_before)
+
+
+class _InlineWorkers(Workers):
+    """Plain objects, called directly."""
+
+    num_pools = 1
+    in_flight = 1
+
+    def __init__(self, setting: Setting, model: TripartiteModel, recipe: Recipe) -> None:
+        self._pool = ClientPool(model, recipe, setting.task)
+        self._hosts: dict[str, ModelHost] = {name: EdgeServer(model, recipe) for name in host_names(setting)}
+        self._hosts[CLOUD] = Cloud(model, recipe)
+        self.num_pieces = self._pool.num_pieces
+
+    async def call_host(self, host: str, method: str, *arguments: Any) -> Any:
+        return getattr(self._hosts[host], method)(*arguments)
+
+    async def train(
+        self, pool: int, cohort: Cohort, host: str, adapter_down: list[bytes]
+    ) -> tuple[list[bytes], dict[WorkKey, float], ByteMeter]:
+        async def ask_edge(request: EdgeRequest) -> Payloads:
+            return self._hosts[host].answer(cohort.name, request)
+
+        return await self._pool.train(cohort, adapter_down, ask_edge)
+
+    async def score(self, pool: int, adapters: Adapters, piece: int) -> Score:
+        return self._pool.score(adapters, piece)
+
+
+def run_to_end(coroutine: Coroutine[Any, Any, RoundResults]) -> RoundResults:
+    """Run a coroutine from synchronous code, also inside of a notebook, whose thread has a loop already."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(coroutine)
+    outcome: list[Any] = []
+
+    def run() -> None:
+        try:
+            outcome.append((asyncio.run(coroutine), None))
+        except BaseException as error:
+            outcome.append((None, error))
+
+    thread = threading.Thread(target=run, name="elsa-ray-conductor")
+    thread.start()
+    thread.join()
+    result, error = outcome[0]
+    if error is not None:
+        raise error
+    return result

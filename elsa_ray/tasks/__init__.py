@@ -1,0 +1,1 @@
+"""Datasets, their partition over clients, tokenisation, and where a backbone comes from."""

@@ -1,0 +1,154 @@
+"""The clients' side of a cohort's training, as a generator that yields what the edge must answer.
+
+Whoever drives it may let other work run while the edge computes; the numbers do not depend on that.
+Shapes: C members, B texts, S tokens, N = C·B, D hidden width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from elsa_ray.model.adapters import Adapters
+from elsa_ray.model.split import Part
+from elsa_ray.model.tripartite import TripartiteModel
+from elsa_ray.tasks.tokens import TokenizedTexts
+from elsa_ray.training.batches import CohortBatch, cohort_batch
+from elsa_ray.training.cohort import ByteMeter, Cohort
+from elsa_ray.training.loss import client_losses
+from elsa_ray.training.messages import CohortMessenger, Payloads
+from elsa_ray.training.optimizer import CohortOptimizer
+from elsa_ray.training.recipe import Recipe
+from elsa_ray.world.roles import Role
+
+
+class EdgeCall(Enum):
+    """What a cohort asks of its edge."""
+
+    FORWARD = "forward"
+    BACKWARD = "backward"
+
+
+@dataclass(frozen=True)
+class EdgeRequest:
+    """The payloads of one message of all members; the edge answers with payloads of the same form."""
+
+    call: EdgeCall
+    step: int
+    payloads: Payloads
+
+
+@dataclass(frozen=True)
+class ClientResult:
+    """What one client's training gave: its own parts' adapters and its mean loss over its steps."""
+
+    adapters: Adapters
+    mean_loss: float
+
+
+def train_clients(
+    model: TripartiteModel,
+    cohort: Cohort,
+    recipe: Recipe,
+    tokens: TokenizedTexts,
+    examples_of_members: Sequence[npt.NDArray[np.int64]],
+    adapters_of_members: Sequence[Adapters],
+    meter: ByteMeter,
+) -> Generator[EdgeRequest, Payloads, list[ClientResult]]:
+    """Train a cohort's front and back parts; yields a request to the edge twice a step and is sent its answer.
+
+    An uncut cohort trains its whole model and yields nothing.
+
+    Args:
+        model: the frozen backbone.
+        cohort: whose training.
+        recipe: seed, optimiser, chains.
+        tokens: the training data.
+        examples_of_members: for each member its examples [T, B] by step.
+        adapters_of_members: the tensors that each member holds (parts front and back, head).
+        meter: counts what the clients encode.
+    """
+    messenger = CohortMessenger(cohort, recipe, meter)
+    parameters = stack_adapters(adapters_of_members, model.device)
+    round_index = cohort.members[0].key.round_index
+    optimizer = CohortOptimizer(parameters, recipe.protocol.optimizer, recipe.learning_rate(round_index))
+    loss_sum_C = torch.zeros(len(cohort.members), dtype=torch.float64)
+    for step in range(cohort.num_steps):
+        batch = cohort_batch(tokens, examples_of_members, step, recipe.pad_id)
+        if cohort.split.is_cut:
+            losses_C = yield from _split_step(model, cohort, messenger, parameters, batch, step)
+        else:
+            losses_C = _local_step(model, cohort, parameters, batch)
+        optimizer.step(batch.active_C)
+        loss_sum_C += losses_C.detach().double().cpu()
+    num_steps_C = torch.tensor([member.num_steps for member in cohort.members])
+    mean_loss_C = (loss_sum_C / num_steps_C).tolist()
+    return [
+        ClientResult(adapters, loss)
+        for adapters, loss in zip(unstack_adapters(parameters, len(cohort.members)), mean_loss_C, strict=True)
+    ]
+
+
+def _split_step(
+    model: TripartiteModel,
+    cohort: Cohort,
+    messenger: CohortMessenger,
+    parameters: Adapters,
+    batch: CohortBatch,
+    step: int,
+) -> Generator[EdgeRequest, Payloads, Tensor]:
+    """One step of methods.md 1.9; leaves the gradients in the parameters and returns the members' losses [C]."""
+    mask_NS = batch.mask_NS.to(model.device)
+    h1_NSD = model.front(
+        batch.ids_NS.to(model.device), mask_NS, _held(model, cohort, parameters, Part.FRONT), cohort.split
+    )
+    up = messenger.encode(Role.ACTIVATION_UP, step, h1_NSD, batch.sizes, batch.lengths_CB)
+    down = yield EdgeRequest(EdgeCall.FORWARD, step, up)
+    h2_NSD, _, _ = messenger.decode(Role.ACTIVATION_DOWN, step, down, model.dtype, model.device)
+    h2_NSD.requires_grad_()
+    logits = model.back(h2_NSD, mask_NS, _held(model, cohort, parameters, Part.BACK), cohort.split)
+    losses_C = client_losses(logits, batch)
+    losses_C.sum().backward()
+    assert h2_NSD.grad is not None
+    up = messenger.encode(Role.GRADIENT_UP, step, h2_NSD.grad, batch.sizes)
+    down = yield EdgeRequest(EdgeCall.BACKWARD, step, up)
+    g1_NSD, _, _ = messenger.decode(Role.GRADIENT_DOWN, step, down, h1_NSD.dtype, model.device)
+    h1_NSD.backward(messenger.through_codec(Role.ACTIVATION_UP, step, h1_NSD, g1_NSD, batch.sizes))
+    return losses_C
+
+
+def _local_step(model: TripartiteModel, cohort: Cohort, parameters: Adapters, batch: CohortBatch) -> Tensor:
+    """One step of the whole model on the client."""
+    mask_NS = batch.mask_NS.to(model.device)
+    hidden_NSD = model.front(
+        batch.ids_NS.to(model.device), mask_NS, _held(model, cohort, parameters, Part.FRONT), cohort.split
+    )
+    logits = model.back(hidden_NSD, mask_NS, _held(model, cohort, parameters, Part.BACK), cohort.split)
+    losses_C = client_losses(logits, batch)
+    losses_C.sum().backward()
+    return losses_C
+
+
+def _held(model: TripartiteModel, cohort: Cohort, parameters: Adapters, part: Part) -> Adapters:
+    return {tensor.name: parameters[tensor.name] for tensor in model.layout.part(cohort.split, part)}
+
+
+def stack_adapters(adapters_of_members: Sequence[Adapters], device: torch.device) -> Adapters:
+    """Return the members' adapters as leaves [C, ...] that take gradients."""
+    names = list(adapters_of_members[0])
+    return {
+        name: torch.stack([adapters[name] for adapters in adapters_of_members]).to(device).requires_grad_()
+        for name in names
+    }
+
+
+def unstack_adapters(parameters: Adapters, num_members: int) -> list[Adapters]:
+    """Return each member's adapters, on the CPU."""
+    detached = {name: tensor.detach().cpu() for name, tensor in parameters.items()}
+    return [{name: tensor[member].clone() for name, tensor in detached.items()} for member in range(num_members)]

@@ -1,0 +1,82 @@
+"""The edge's side of a cohort's training: the middle blocks, with one copy of their adapters per member.
+
+Shapes: C members, B texts, S tokens, N = C·B, D hidden width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from elsa_ray.model.adapters import Adapters
+from elsa_ray.model.tripartite import TripartiteModel
+from elsa_ray.training.client import EdgeCall, EdgeRequest, stack_adapters, unstack_adapters
+from elsa_ray.training.cohort import ByteMeter, Cohort
+from elsa_ray.training.messages import CohortMessenger, Payloads
+from elsa_ray.training.optimizer import CohortOptimizer
+from elsa_ray.training.recipe import Recipe
+from elsa_ray.world.roles import Role
+
+
+class EdgeCohort:
+    """Answers the requests of one cohort; SplitFed-V1: each member has its own middle adapters (methods.md 1.8).
+
+    Args:
+        model: the frozen backbone, of which only the middle blocks are used.
+        cohort: whose.
+        recipe: seed, optimiser, chains.
+        adapters_of_members: the middle part's tensors of each member.
+        meter: counts what the edge encodes.
+    """
+
+    def __init__(
+        self,
+        model: TripartiteModel,
+        cohort: Cohort,
+        recipe: Recipe,
+        adapters_of_members: Sequence[Adapters],
+        meter: ByteMeter,
+    ) -> None:
+        self._model, self._cohort = model, cohort
+        self._messenger = CohortMessenger(cohort, recipe, meter)
+        self._parameters = stack_adapters(adapters_of_members, model.device)
+        round_index = cohort.members[0].key.round_index
+        learning_rate = recipe.learning_rate(round_index)
+        self._optimizer = CohortOptimizer(self._parameters, recipe.protocol.optimizer, learning_rate)
+        self._between: tuple[Tensor, Tensor, tuple[tuple[int, int], ...]] | None = None
+
+    def answer(self, request: EdgeRequest) -> Payloads:
+        """Run the middle blocks forward or backward and return the members' payloads."""
+        if request.call is EdgeCall.FORWARD:
+            return self._forward(request.step, request.payloads)
+        return self._backward(request.step, request.payloads)
+
+    def adapters(self) -> list[Adapters]:
+        """Return each member's middle adapters as they are now."""
+        return unstack_adapters(self._parameters, len(self._cohort.members))
+
+    def _forward(self, step: int, payloads: Payloads) -> Payloads:
+        model = self._model
+        h1_NSD, lengths_CB, sizes = self._messenger.decode(
+            Role.ACTIVATION_UP, step, payloads, model.dtype, model.device
+        )
+        position_S = torch.arange(h1_NSD.shape[1])
+        mask_NS = position_S < lengths_CB.reshape(-1, 1)
+        mask_NS[:, 0] = True
+        h1_NSD.requires_grad_()
+        h2_NSD = model.middle(h1_NSD, mask_NS.to(model.device), self._parameters, self._cohort.split)
+        self._between = (h1_NSD, h2_NSD, sizes)
+        return self._messenger.encode(Role.ACTIVATION_DOWN, step, h2_NSD, sizes)
+
+    def _backward(self, step: int, payloads: Payloads) -> Payloads:
+        assert self._between is not None, "a backward request without a forward one"
+        h1_NSD, h2_NSD, sizes = self._between
+        self._between = None
+        g2_NSD, _, _ = self._messenger.decode(Role.GRADIENT_UP, step, payloads, h2_NSD.dtype, h2_NSD.device)
+        h2_NSD.backward(self._messenger.through_codec(Role.ACTIVATION_DOWN, step, h2_NSD, g2_NSD, sizes))
+        assert h1_NSD.grad is not None
+        answer = self._messenger.encode(Role.GRADIENT_DOWN, step, h1_NSD.grad, sizes)
+        self._optimizer.step(torch.tensor([payload is not None for payload in payloads]))
+        return answer

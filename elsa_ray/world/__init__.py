@@ -1,0 +1,1 @@
+"""The simulated field, numbers only: plans, devices, and the player that says when each step happens."""

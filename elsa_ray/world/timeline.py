@@ -1,0 +1,93 @@
+"""A timeline: when each planned activity happened, and what became of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+
+from elsa_ray.world.plan import Activities, Floats, Ints, WorkItems, WorkKey
+
+
+class Outcome(IntEnum):
+    """What became of an activity."""
+
+    DONE = 0
+    PENDING = 1
+    DROPPED = 2
+    SKIPPED = 3
+
+    @property
+    def label(self) -> str:
+        """The name in records."""
+        return self.name.lower()
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """What happened between two global aggregations.
+
+    Attributes:
+        begin_seconds, end_seconds: simulated time at the round's start and end.
+        activities: rows carried over from earlier rounds, then those of the plan; ``work`` points into ``work``.
+        start_seconds, finish_seconds: of each activity; NaN for what has not started or ended.
+        outcome: an Outcome for each activity. PENDING rows appear again in the next timeline.
+        carried_bytes: what the links carried of each transfer by its end.
+        work: work items carried over, then those of the plan.
+        arrivals: for each gather of the plan the keys of the work that it took, in client order.
+        gather_seconds: when each gather of the plan closed.
+        dropped: keys of the work that was abandoned at its deadline.
+        skipped: keys of the work that did not begin because its client was still busy.
+        pending: keys of the work that goes on.
+    """
+
+    begin_seconds: float
+    end_seconds: float
+    activities: Activities
+    start_seconds: Floats
+    finish_seconds: Floats
+    outcome: Ints
+    carried_bytes: Ints
+    work: WorkItems
+    arrivals: tuple[tuple[WorkKey, ...], ...]
+    gather_seconds: Floats
+    dropped: tuple[WorkKey, ...]
+    skipped: tuple[WorkKey, ...]
+    pending: tuple[WorkKey, ...]
+
+    def work_row(self, key: WorkKey) -> int:
+        """Return the row of a work item."""
+        return next(row for row in range(len(self.work)) if self.work.key(row) == key)
+
+
+@dataclass(frozen=True)
+class WorldState:
+    """The world between two rounds.
+
+    Attributes:
+        clock_seconds: simulated time.
+        activities: what has not ended, in order.
+        predecessors, successors: dependencies between these rows.
+        phase: a Phase for each row.
+        start_seconds: NaN for what has not started.
+        remaining: bytes left for a flowing transfer; the absolute end in seconds for latency or computation.
+        work: the work items they belong to, and those in the inbox.
+        inbox: work that has arrived at a node (index) and was not yet gathered.
+    """
+
+    clock_seconds: float
+    activities: Activities
+    predecessors: Ints
+    successors: Ints
+    phase: Ints
+    start_seconds: Floats
+    remaining: Floats
+    work: WorkItems
+    inbox: tuple[tuple[int, WorkKey], ...]
+
+    @property
+    def busy_clients(self) -> frozenset[int]:
+        """Clients whose earlier work still goes on."""
+        rows = np.unique(self.activities.work)
+        return frozenset(int(client) for client in self.work.client[rows[rows >= 0]])
