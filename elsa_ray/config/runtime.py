@@ -9,15 +9,19 @@ from pydantic import Field
 from elsa_ray.config.section import Section
 from elsa_ray.config.units import Seconds
 
+Share = Annotated[float, Field(ge=0)] | Literal["auto"]
 PositiveInt = Annotated[int, Field(gt=0)]
 
 
 class ActorResources(Section):
     """What Ray reserves for one actor."""
 
-    num_cpus: float = Field(default=0.0, ge=0)
-    num_gpus: float = Field(default=0.0, ge=0)
-    custom: dict[str, float] = {}
+    num_cpus: Share = 0.0
+    """``auto``, for pools: one CPU, or less where there are more pools than CPUs."""
+    num_gpus: Share = "auto"
+    """``auto`` shares the cluster's GPUs among all actors where ``numerics.device`` is cuda, else 0."""
+    custom: dict[str, Annotated[float, Field(gt=0)]] = {}
+    """Custom resources of the cluster, such as ``{client_node: 0.1}``."""
 
 
 class RuntimeConfig(Section):
@@ -37,6 +41,6 @@ class RuntimeConfig(Section):
     """No wait for a worker is longer than this."""
     startup_timeout_seconds: Seconds = 600.0
     """Longest wait for the cluster to grow until the actors fit."""
-    pool_resources: ActorResources = ActorResources(num_cpus=1.0)
+    pool_resources: ActorResources = ActorResources(num_cpus="auto")
     edge_resources: ActorResources = ActorResources()
     cloud_resources: ActorResources = ActorResources()

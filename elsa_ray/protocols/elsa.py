@@ -140,7 +140,7 @@ class Elsa(Protocol):
         if not lacking.any():
             return _FrozenSends(to_edge, none)
         size = sum(frozen_num_bytes(setting.shape, self.split, part, FP32_BYTES) for part in (Part.FRONT, Part.BACK))
-        message: dict[str, Any] = {"num_bytes": HEADER_BYTES + size, "uncompressed_bytes": size}
+        message = {"num_bytes": HEADER_BYTES + size, "uncompressed_bytes": size}
         nodes = setting.network.clients[members[lacking]].astype(np.int64)
         rows = none.copy()
         rows[lacking] = builder.transfers(

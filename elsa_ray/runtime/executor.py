@@ -46,6 +46,10 @@ class Executor(ABC):
         """Let go of all workers."""
         return None
 
+    def peak_memory_bytes(self) -> int:
+        """Return the peak resident memory of workers outside of this process."""
+        return 0
+
 
 class NoExecutor(Executor):
     """Timing only: nothing is trained, no weight is loaded."""

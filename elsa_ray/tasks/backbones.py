@@ -182,7 +182,8 @@ def _fitted(found: Backbone, kind: TaskKind, num_labels: int, label_names: Seque
     _check_kind(found.name, config, kind)
     # Where there are no tokenizer files, transformers makes up a vocabulary of special tokens alone.
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
-        raise InputError(FIELD, f"{found.name}, without a vocabulary", "a model with its tokenizer and texts to train on")
+        allowed = "a model with its tokenizer, or texts that a vocabulary can be made of"
+        raise InputError(FIELD, f"{found.name}, without a vocabulary", allowed)
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token is None:
             raise InputError(FIELD, f"{found.name}, whose tokenizer can neither pad nor end a text", "one that can")

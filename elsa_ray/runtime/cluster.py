@@ -1,0 +1,52 @@
+"""Attaches to the Ray cluster that there is, or starts one on this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+
+import ray
+
+from elsa_ray.config.errors import InputError
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A connection to Ray.
+
+    Attributes:
+        address: of the cluster; None for one that was started here.
+        is_ours: it was connected (and, without an address, started) here, so ``leave`` ends that.
+    """
+
+    address: str | None
+    is_ours: bool
+
+    def leave(self) -> None:
+        """Disconnect. Only a cluster that was started here is shut down; one that was found keeps running."""
+        if self.is_ours:
+            ray.shutdown()
+
+
+def join_cluster(address: str | None) -> Cluster:
+    """Connect to ``address``, else to RAY_ADDRESS, else start Ray on this machine.
+
+    Raises:
+        InputError: nothing answers at the address.
+    """
+    if ray.is_initialized():
+        return Cluster(ray.get_runtime_context().gcs_address, is_ours=False)
+    where = "--address" if address else "RAY_ADDRESS"
+    address = address or os.environ.get("RAY_ADDRESS") or None
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": f"elsa-ray-{os.getpid()}"}
+    if address is None or address == "local":
+        ray.init(address="local", include_dashboard=False, **quiet)
+        return Cluster(None, is_ours=True)
+    try:
+        ray.init(address=address, **quiet)
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError, ImportError, AssertionError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        allowed = "the address of a running Ray cluster (host:port or auto), or none to start one here"
+        raise InputError(where, f"{address} ({reason})", allowed) from None
+    return Cluster(address, is_ours=True)
