@@ -1,1 +1,33 @@
-"""elsa_ray: fine-tune split language models over simulated edge networks, on Ray."""
+"""elsa_ray: fine-tune split language models over simulated edge networks, on Ray.
+
+The public names load what they need when they are first used, so that importing this package is cheap.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "InputError": "elsa_ray.config.errors",
+    "Run": "elsa_ray.api",
+    "compare": "elsa_ray.api",
+    "network": "elsa_ray",
+    "plan": "elsa_ray.api",
+    "run": "elsa_ray.api",
+}
+__all__ = ["InputError", "Run", "compare", "network", "plan", "run"]  # noqa: F822 - found by __getattr__
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'elsa_ray' has no attribute {name!r}")
+    if name == "network":
+        return importlib.import_module("elsa_ray.network")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -79,11 +79,14 @@ def step_flops(shape: ModelShape, layout: AdapterLayout, split: Split) -> StepFl
 
 
 def frozen_num_bytes(shape: ModelShape, split: Split, part: Part, bytes_per_number: int) -> int:
-    """Return the bytes of a part's frozen weights: what ``weights_down`` carries to a node."""
+    """Return the bytes of a part's frozen weights: what ``weights_down`` carries to a node.
+
+    In an uncut model everything is in the front.
+    """
     numbers = len(split.layers(part)) * shape.block.num_parameters
     if part is Part.FRONT:
         numbers += shape.embedding_parameters
-    if part is Part.BACK or (part is Part.FRONT and not split.is_cut):
+    if part is (Part.BACK if split.is_cut else Part.FRONT):
         head = 0 if shape.tied_head else sum(layer.linear.num_parameters for layer in shape.head)
         numbers += shape.tail_parameters + head
     return numbers * bytes_per_number

@@ -7,7 +7,7 @@ from pathlib import Path
 import networkx as nx
 import yaml
 
-from elsa_ray.config.errors import InputError
+from elsa_ray.config.errors import InputError, unknown_name
 from elsa_ray.network.formats import READERS, read_text
 from elsa_ray.network.graph import Network, assemble, build_network
 
@@ -38,6 +38,18 @@ def load_network(path: str | Path, *, roles_required: bool) -> Network:
         roles_required=roles_required,
         strict=document.strict,
     )
+
+
+def find_network(name: str, *, roles_required: bool) -> Network:
+    """Return the packaged network of that name, or the one in the file of that name.
+
+    Raises:
+        InputError: there is neither, or the file is wrong.
+    """
+    named = named_topologies()
+    if name not in named and not Path(name).suffix:
+        raise unknown_name("topology", name, [*named, "a file"])
+    return load_network(named.get(name, Path(name)), roles_required=roles_required)
 
 
 def save_network_yaml(network: Network | nx.Graph | nx.DiGraph, path: str | Path) -> None:

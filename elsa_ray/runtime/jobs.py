@@ -83,15 +83,17 @@ def round_job(setting: Setting, plan: Plan, timeline: Timeline) -> RoundJob:
         for g in range(len(plan.gathers))
     ]
     members = _members(setting, timeline, gathers)
+    gathers_of_host: dict[str, list[GatherJob]] = {}
+    for gather in gathers:
+        gathers_of_host.setdefault(host_of_node(setting, gather.node), []).append(gather)
+    kept_versions = _kept_versions(setting, timeline)
     hosts = []
-    for host in dict.fromkeys(host_of_node(setting, gather.node) for gather in gathers):
-        own = [gather for gather in gathers if host_of_node(setting, gather.node) == host]
+    for host, own in gathers_of_host.items():
         # The cloud's last gather in a split protocol takes edges, not clients: nothing to train for it.
         ordinals = sorted({gather.edge_round for gather in own})
         stages = tuple(_stage(setting, host, [g for g in own if g.edge_round == e], members) for e in ordinals)
         nodes = tuple(dict.fromkeys(gather.node for gather in own if gather.node != setting.cloud))
-        kept = _kept_versions(timeline, setting, host)
-        hosts.append(HostJob(host, nodes, stages, kept))
+        hosts.append(HostJob(host, nodes, stages, tuple(sorted(kept_versions.get(host, ())))))
     trunk_bytes, _ = adapter_bytes(setting, setting.layout.tensors)
     return RoundJob(plan.round_index, tuple(hosts), trunk_bytes)
 
@@ -139,15 +141,15 @@ def _members(setting: Setting, timeline: Timeline, gathers: Sequence[GatherJob])
     return members
 
 
-def _kept_versions(timeline: Timeline, setting: Setting, host: str) -> tuple[VersionKey, ...]:
-    """Return the versions of work that goes on after this round, or has arrived too late for its last gather."""
+def _kept_versions(setting: Setting, timeline: Timeline) -> dict[str, set[VersionKey]]:
+    """Return for each host the versions of work that goes on after this round, or arrived after its last gather."""
     gathered = {key for keys in timeline.arrivals for key in keys}
     gone = gathered | {*timeline.dropped, *timeline.skipped}
-    versions = set()
-    for row in range(len(timeline.work)):
+    versions: dict[str, set[VersionKey]] = {}
+    for row, edge in enumerate(timeline.work.edge.tolist()):
         key = timeline.work.key(row)
-        edge = int(timeline.work.edge[row])
-        node = edge if edge >= 0 else setting.cloud
-        if key not in gone and host_of_node(setting, node) == host:
-            versions.add(VersionKey(key.round_index, key.edge_round, node))
-    return tuple(sorted(versions))
+        if key not in gone:
+            node = edge if edge >= 0 else setting.cloud
+            version = VersionKey(key.round_index, key.edge_round, node)
+            versions.setdefault(host_of_node(setting, node), set()).add(version)
+    return versions

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import secrets
 import time
 from collections.abc import Callable
 from typing import Any
@@ -92,13 +93,15 @@ class _RayWorkers(Workers):
         packed = ray.put(pack_model(model, causal_lm=setting.task.kind == "causal_lm"))
         task = ray.put(setting.task)
         shares = _Shares(setting, self.num_pools)
+        # Names are for people who watch the cluster; several runs may share it.
+        run_name = f"{config.name}-{secrets.token_hex(4)}"
         for name in [CLOUD, *host_names(setting)]:
             is_cloud = name == CLOUD
             asked = config.runtime.cloud_resources if is_cloud else config.runtime.edge_resources
-            actor = ray.remote(HostActor).options(name=name, **shares.of(asked))
+            actor = ray.remote(HostActor).options(name=f"{run_name}/{name}", **shares.of(asked))
             self._hosts[name] = actor.remote(HOST_KINDS[is_cloud], settings, packed)
         for position in range(self.num_pools):
-            options = {"name": f"pool-{position}", "max_concurrency": self.in_flight}
+            options = {"name": f"{run_name}/pool-{position}", "max_concurrency": self.in_flight}
             actor = ray.remote(PoolActor).options(**options, **shares.of(config.runtime.pool_resources))
             self._pools.append(actor.remote(settings, packed, task))
         self._wait_until_ready(config.runtime.startup_timeout_seconds, status)

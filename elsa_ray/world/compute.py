@@ -16,16 +16,12 @@ class ComputeSlots:
 
     def __init__(self, slots: Sequence[int]) -> None:
         self._free = dict(enumerate(slots))
-        self._queue: dict[int, list[tuple[int, int]]] = defaultdict(list)
-        self._arrivals = 0
+        self._queue: dict[int, list[tuple[float, int]]] = defaultdict(list)
         self._touched: set[int] = set()
 
-    def enqueue(self, node: int, row: int, position: int | None = None) -> None:
-        """Let a row wait for a slot; ``position`` restores the place of one that waited before."""
-        if position is None:
-            position = self._arrivals
-        self._arrivals = max(self._arrivals, position) + 1
-        heapq.heappush(self._queue[node], (position, row))
+    def enqueue(self, node: int, row: int, arrival_seconds: float) -> None:
+        """Let a row wait for a slot since ``arrival_seconds``."""
+        heapq.heappush(self._queue[node], (arrival_seconds, row))
         self._touched.add(node)
 
     def occupy(self, node: int) -> None:
@@ -52,6 +48,6 @@ class ComputeSlots:
         self._touched.clear()
         return startable
 
-    def positions(self) -> dict[int, int]:
-        """Return the place of each waiting row."""
-        return {row: position for queue in self._queue.values() for position, row in queue}
+    def arrivals(self) -> dict[int, float]:
+        """Return since when, in absolute seconds, each waiting row waits."""
+        return {row: seconds for queue in self._queue.values() for seconds, row in queue}

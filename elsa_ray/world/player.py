@@ -7,7 +7,8 @@ then what may start. So the log does not depend on the order in which equal time
 from __future__ import annotations
 
 import heapq
-from collections import defaultdict
+import math
+from collections import Counter, defaultdict
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -18,7 +19,7 @@ import simpy
 
 from elsa_ray.network.sharing import SAME_INSTANT, FluidSharing
 from elsa_ray.world.compute import ComputeSlots
-from elsa_ray.world.plan import Activities, ActivityKind, Ints, Plan, WorkItems, WorkKey
+from elsa_ray.world.plan import Activities, ActivityKind, Floats, Ints, Plan, WorkItems, WorkKey
 from elsa_ray.world.timeline import Outcome, Timeline, WorldState
 
 
@@ -99,12 +100,18 @@ class _Player:
         for row, work in enumerate(self._of_work):
             if work >= 0:
                 self._rows_of_work[work].append(row)
-        self._unfinished = set(self._rows_of_work)
+        self._unfinished_at: dict[int, set[int]] = defaultdict(set)
+        for work in self._rows_of_work:
+            self._unfinished_at[self._destination(work)].add(work)
         self._abandoned: dict[Outcome, list[WorkKey]] = {Outcome.DROPPED: [], Outcome.SKIPPED: []}
         self._inbox: dict[int, list[WorkKey]] = defaultdict(list)
         for node, key in state.inbox:
             self._inbox[node].append(key)
         self._gather_of_row = {int(row) + self._offset: g for g, row in enumerate(plan.gathers.activity)}
+        self._gathers_opened_by: dict[int, list[int]] = defaultdict(list)
+        for gather, opener in enumerate(plan.gathers.opener.tolist()):
+            self._gathers_opened_by[opener + self._offset if opener >= 0 else -1].append(gather)
+        self._num_members = Counter(plan.work.gather.tolist())
         self._arrivals: list[tuple[WorkKey, ...]] = [()] * len(plan.gathers)
         self._links = FluidSharing(field.capacity_bytes_per_second)
         self._slots = ComputeSlots(field.slots)
@@ -118,30 +125,27 @@ class _Player:
         """Advance the clock from instant to instant until the last gather has closed."""
         self._resume()
         self._open_gathers(-1)
-        self._ready += [row for row, left in enumerate(self._waits_for) if left == 0 and row >= self._offset]
-        heapq.heapify(self._ready)
+        self._ready = [row for row, left in enumerate(self._waits_for) if left == 0]
         self._start_ready()
         while not self._over:
             instant = self._next_instant()
             if instant is None:
                 raise RuntimeError(f"round {self._plan.round_index}: nothing is under way, and the round is not over")
-            yield environment.timeout(instant - environment.now)
+            # SimPy's own sum may have been rounded past the last instant.
+            yield environment.timeout(max(0.0, instant - environment.now))
             self._now = instant
             self._handle_instant()
 
     def _handle_instant(self) -> None:
-        ended = [row for row, _ in self._links.complete_until(self._now)]
         limit = self._now * (1 + SAME_INSTANT)
-        while self._timers and self._timers[0][0] <= limit:
-            ended.append(heapq.heappop(self._timers)[1])
-        for row in sorted(ended):
+        flowed = [row for row, _ in self._links.complete_until(self._now)]
+        for row in sorted(flowed + _pop_due(self._timers, limit)):
             if self._phase[row] is Phase.LATENCY:
                 self._start_flow(row, self._num_bytes[row])
             elif self._phase[row] is not Phase.ENDED:
                 self._end(row)
-        self._start_ready()
-        while self._deadlines and self._deadlines[0][0] <= limit:
-            self._close(heapq.heappop(self._deadlines)[1])
+        for row in sorted(_pop_due(self._deadlines, limit)):
+            self._close(row)
         self._start_ready()
 
     def _next_instant(self) -> float | None:
@@ -153,7 +157,8 @@ class _Player:
         """Start what waits for nothing any more, in the order of the rows, then fill freed slots."""
         while self._ready:
             row = heapq.heappop(self._ready)
-            if self._phase[row] is not Phase.WAITING:
+            # A gather that lost its last own member to skipping may by now wait for late work.
+            if self._phase[row] is not Phase.WAITING or self._waits_for[row] > 0:
                 continue
             if self._kind[row] == ActivityKind.GATHER:
                 self._close(row)
@@ -161,7 +166,7 @@ class _Player:
                 self._start_transfer(row)
             else:
                 self._phase[row] = Phase.QUEUED
-                self._slots.enqueue(self._source[row], row)
+                self._slots.enqueue(self._source[row], row, self._now)
         self._fill_slots()
 
     def _start_transfer(self, row: int) -> None:
@@ -200,8 +205,9 @@ class _Player:
             self._carried_bytes[row] = self._num_bytes[row]
         work = self._of_work[row]
         if work >= 0 and row == self._rows_of_work[work][-1]:
-            self._unfinished.discard(work)
+            self._unfinished_at[self._target[row]].discard(work)
             self._inbox[self._target[row]].append(self._work.key(work))
+        self._open_gathers(row)
         self._release_successors(row)
 
     def _settle(self, row: int, outcome: Outcome) -> None:
@@ -230,8 +236,9 @@ class _Player:
         self._over = self._over or gather == len(self._plan.gathers) - 1
 
     def _deal_with_late_work(self, gather: int, node: int) -> None:
+        """Drop what has missed this gather, or keep it and let its clients sit out the node's next edge round."""
         edge_round = int(self._plan.gathers.edge_round[gather])
-        here = sorted(work for work in self._unfinished if self._target[self._rows_of_work[work][-1]] == node)
+        here = sorted(self._unfinished_at[node])
         late = [work for work in here if self._edge_round_in_plan(work) <= edge_round]
         if not self._plan.keep_late:
             for work in late:
@@ -241,6 +248,10 @@ class _Player:
         for work in here:
             if self._edge_round_in_plan(work) == edge_round + 1 and int(self._work.client[work]) in busy:
                 self._abandon(work, Outcome.SKIPPED)
+
+    def _destination(self, work: int) -> int:
+        """Return the node that gathers the work: where its last activity, the upload, ends."""
+        return int(self._target[self._rows_of_work[work][-1]])
 
     def _edge_round_in_plan(self, work: int) -> int:
         """Return the edge round that waits for the work; -1 for work carried over from an earlier global round."""
@@ -265,41 +276,38 @@ class _Player:
                     self._waits_for[successor] -= 1
                     if self._waits_for[successor] == 0:
                         heapq.heappush(self._ready, successor)
-        self._unfinished.discard(work)
+        self._unfinished_at[self._destination(work)].discard(work)
+        self._num_members[int(self._work.gather[work])] -= 1
         self._abandoned[outcome].append(self._work.key(work))
 
     def _open_gathers(self, opener: int) -> None:
-        """Start the clocks of the gathers that this row opens; -1 is the start of the plan."""
-        gathers = self._plan.gathers
-        wanted = opener - self._offset if opener >= 0 else -1
-        for gather in np.flatnonzero(gathers.opener == wanted):
-            if np.isfinite(gathers.deadline_seconds[gather]):
-                row = int(gathers.activity[gather]) + self._offset
-                heapq.heappush(self._deadlines, (self._now + float(gathers.deadline_seconds[gather]), row))
+        """Open the gathers that this row opens; -1 is the start of the plan."""
+        for gather in self._gathers_opened_by.get(opener, ()):
+            row = int(self._plan.gathers.activity[gather]) + self._offset
+            if self._num_members[gather] == 0:
+                self._wait_for_late_work(row, gather)
+            deadline = float(self._plan.gathers.deadline_seconds[gather])
+            if math.isfinite(deadline):
+                heapq.heappush(self._deadlines, (self._now + deadline, row))
+
+    def _wait_for_late_work(self, row: int, gather: int) -> None:
+        """Let a gather without members of its own wait for what is late at its node.
+
+        Without this a round in which everybody is still busy would close at once, and time would stand still.
+        """
+        edge_round = int(self._plan.gathers.edge_round[gather])
+        for work in sorted(self._unfinished_at[int(self._plan.gathers.node[gather])]):
+            if self._edge_round_in_plan(work) < edge_round:
+                self._successors[self._rows_of_work[work][-1]].append(row)
+                self._waits_for[row] += 1
 
     def _link_dependencies(self, count: int) -> None:
-        late, waiting = self._late_work_that_is_waited_for()
-        predecessors = np.concatenate([self._before.predecessors, self._plan.predecessors + self._offset, late])
-        successors = np.concatenate([self._before.successors, self._plan.successors + self._offset, waiting])
+        predecessors = np.concatenate([self._before.predecessors, self._plan.predecessors + self._offset])
+        successors = np.concatenate([self._before.successors, self._plan.successors + self._offset])
         self._waits_for: list[int] = np.bincount(successors, minlength=count).tolist()
         self._successors: list[list[int]] = [[] for _ in range(count)]
         for predecessor, successor in zip(predecessors.tolist(), successors.tolist(), strict=True):
             self._successors[predecessor].append(successor)
-
-    def _late_work_that_is_waited_for(self) -> tuple[Ints, Ints]:
-        """Return the dependencies of gathers that have no work of their own: they wait for what is late instead.
-
-        Without this a round in which everybody is still busy would close at once, and time would stand still.
-        """
-        gathers, pairs = self._plan.gathers, []
-        own = set(self._plan.work.gather.tolist())
-        for gather in np.flatnonzero(gathers.edge_round == 0).tolist():
-            for work in range(len(self._before.work)) if gather not in own else ():
-                rows = np.flatnonzero(self._before.activities.work == work)
-                if len(rows) and self._before.activities.target[rows[-1]] == gathers.node[gather]:
-                    pairs.append((int(rows[-1]), int(gathers.activity[gather]) + self._offset))
-        table = np.array(pairs, np.int64).reshape(-1, 2)
-        return table[:, 0], table[:, 1]
 
     def _resume(self) -> None:
         """Put what was under way at the end of the last round back to where it was."""
@@ -315,7 +323,7 @@ class _Player:
                 if phase is Phase.COMPUTING:
                     self._slots.occupy(self._source[row])
             elif phase is Phase.QUEUED:
-                self._slots.enqueue(self._source[row], row, position=int(remaining))
+                self._slots.enqueue(self._source[row], row, remaining)
 
     def timeline(self) -> Timeline:
         """Return what happened."""
@@ -333,20 +341,20 @@ class _Player:
             gather_seconds=np.array([self._finish[row] for row in rows], np.float64),
             dropped=tuple(sorted(self._abandoned[Outcome.DROPPED])),
             skipped=tuple(sorted(self._abandoned[Outcome.SKIPPED])),
-            pending=tuple(sorted(self._work.key(work) for work in self._unfinished)),
+            pending=tuple(sorted(self._work.key(work) for work in self._unfinished())),
         )
 
     def state(self) -> WorldState:
         """Return the world as it goes on."""
-        rows = np.array([row for row in range(len(self._rows)) if self._phase[row] is not Phase.ENDED], np.int64)
-        timer_ends = {row: seconds for seconds, row in self._timers}
-        positions = self._slots.positions()
-        remaining = [self._remaining(row, timer_ends, positions) for row in rows.tolist()]
+        rows = np.array([row for row, phase in enumerate(self._phase) if phase is not Phase.ENDED], np.int64)
         inbox = tuple((node, key) for node in sorted(self._inbox) for key in sorted(self._inbox[node]))
-        kept = sorted(self._unfinished | {self._work_row(key) for _, key in inbox})
+        kept = self._unfinished()
+        if inbox:
+            work_of_key = {self._work.key(work): work for work in range(len(self._work))}
+            kept |= {work_of_key[key] for _, key in inbox}
+        new_row = {work: position for position, work in enumerate(sorted(kept))} | {-1: -1}
         predecessors, successors = self._dependencies_among(rows)
         activities = self._rows.take(rows)
-        new_row = {work: position for position, work in enumerate(kept)} | {-1: -1}
         renumbered = np.array([new_row[work] for work in activities.work.tolist()], np.int64)
         return WorldState(
             clock_seconds=self._now,
@@ -355,26 +363,34 @@ class _Player:
             successors=successors,
             phase=np.array([int(self._phase[row]) for row in rows], np.int64),
             start_seconds=np.array([self._start[row] for row in rows], np.float64),
-            remaining=np.array(remaining, np.float64),
-            work=_replaced(self._work.take(np.array(kept, np.int64)), gather=np.full(len(kept), -1)),
+            remaining=self._remaining(rows),
+            work=_replaced(self._work.take(np.array(sorted(kept), np.int64)), gather=np.full(len(kept), -1)),
             inbox=inbox,
         )
 
-    def _remaining(self, row: int, timer_ends: dict[int, float], positions: dict[int, int]) -> float:
-        if self._phase[row] is Phase.FLOWING:
-            return float(self._links.stop(row, self._now))
-        if self._phase[row] is Phase.QUEUED:
-            return positions[row]
-        return timer_ends.get(row, 0.0)
+    def _unfinished(self) -> set[int]:
+        return {work for works in self._unfinished_at.values() for work in works}
 
-    def _work_row(self, key: WorkKey) -> int:
-        return next(row for row in range(len(self._work)) if self._work.key(row) == key)
+    def _remaining(self, rows: Ints) -> Floats:
+        """Return what WorldState says of each row's remainder."""
+        known = (
+            {row: seconds for seconds, row in self._timers} | self._slots.arrivals() | self._links.remaining(self._now)
+        )
+        return np.array([known.get(row, 0.0) for row in rows.tolist()], np.float64)
 
     def _dependencies_among(self, rows: Ints) -> tuple[Ints, Ints]:
         renumber = {int(row): position for position, row in enumerate(rows)}
         pairs = [(row, after) for row in renumber for after in self._successors[row] if after in renumber]
         before = np.array([renumber[row] for row, _ in pairs], np.int64)
         return before, np.array([renumber[after] for _, after in pairs], np.int64)
+
+
+def _pop_due(heap: list[tuple[float, int]], limit: float) -> list[int]:
+    """Take the rows out of a heap of (seconds, row) that are due by ``limit``."""
+    due = []
+    while heap and heap[0][0] <= limit:
+        due.append(heapq.heappop(heap)[1])
+    return due
 
 
 def initial_state() -> WorldState:

@@ -71,7 +71,8 @@ class WorldState:
         predecessors, successors: dependencies between these rows.
         phase: a Phase for each row.
         start_seconds: NaN for what has not started.
-        remaining: bytes left for a flowing transfer; the absolute end in seconds for latency or computation.
+        remaining: bytes left for a flowing transfer; in absolute seconds the end of a latency or computation, and the
+            arrival of a computation that waits for a slot; else 0.
         work: the work items they belong to, and those in the inbox.
         inbox: work that has arrived at a node (index) and was not yet gathered.
     """

@@ -41,8 +41,15 @@ def save_bert(folder: Path, *, tokenizer: bool = True, weights: bool = True, **o
     """Write a small BERT with its tokenizer as a local folder."""
     words = train_wordpiece(TEXTS, 200)
     config = BertConfig(
-        **{"vocab_size": len(words), "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
-           "intermediate_size": 32, "max_position_embeddings": 32, **options}
+        **{
+            "vocab_size": len(words),
+            "hidden_size": 16,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 32,
+            "max_position_embeddings": 32,
+            **options,
+        }
     )
     config.save_pretrained(folder)
     if tokenizer:

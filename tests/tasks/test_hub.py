@@ -17,9 +17,7 @@ def load(folder: Path, extra: Any = (), **options: Any) -> Dataset:
     return load_dataset(config, kind="classification", seed=0, base_folder=folder, extra_columns=extra)
 
 
-def test_without_the_package_the_error_says_what_to_install(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_the_package_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(InputError) as caught:
         load(tmp_path, hub="ag_news")

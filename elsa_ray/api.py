@@ -1,0 +1,195 @@
+"""The public functions: run an experiment, plan it, compare runs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from rich.console import Console
+
+from elsa_ray.config.experiment import ExperimentConfig
+from elsa_ray.config.load import load_config, make_config
+from elsa_ray.experiment import rounds
+from elsa_ray.model.adapters import Adapters
+from elsa_ray.prepare import PRECISIONS, Prepared, load_backbone, make_recipe, make_tripartite, prepare
+from elsa_ray.protocols.protocol import ProtocolState
+from elsa_ray.records.adapter import export_adapter
+from elsa_ray.records.compare import compare_runs
+from elsa_ray.records.folder import RunFolder
+from elsa_ray.records.log import logged_to
+from elsa_ray.records.progress import RunProgress, print_start, print_summary
+from elsa_ray.records.report import write_report
+from elsa_ray.records.summary import make_summary
+from elsa_ray.runtime.executor import Executor, InlineExecutor, NoExecutor
+from elsa_ray.runtime.hardware import describe_hardware
+from elsa_ray.signals import Terminated, sigterm_kept
+
+_LOGGER = logging.getLogger("elsa_ray")
+
+ConfigSource = ExperimentConfig | Mapping[str, Any] | str | Path
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        folder: its records.
+        summary: the content of summary.json.
+        adapters: the final global adapters by name; None if nothing was trained.
+    """
+
+    folder: Path
+    summary: dict[str, Any]
+    adapters: Adapters | None
+
+
+def run(
+    config: ConfigSource,
+    *,
+    overrides: Sequence[str] = (),
+    out: str | Path | None = None,
+    address: str | None = None,
+    console: Console | None = None,
+) -> Run:
+    """Run an experiment to its end and record it.
+
+    Args:
+        config: a config, plain values, or the path of a YAML file.
+        overrides: ``a.b=c`` texts.
+        out: the run folder; by default a new one under ``runs/``.
+        address: of a running Ray cluster.
+        console: where progress is shown; None shows nothing.
+
+    Raises:
+        InputError: the input is wrong; nothing was started.
+        WorkerError: a worker failed; all finished rounds are kept in the folder.
+    """
+    console = console or Console(quiet=True)
+    prepared = prepare(_read(config, overrides))
+    with RunFolder.create(out, prepared.config) as folder, logged_to(folder.path / "run.log"):
+        return _Recorder(prepared, folder, console).record(address)
+
+
+def plan(
+    config: ConfigSource,
+    *,
+    overrides: Sequence[str] = (),
+    out: str | Path | None = None,
+    console: Console | None = None,
+) -> Run:
+    """Time an experiment without training: the same timeline and bytes, no weight loaded. See ``run``."""
+    return run(config, overrides=[*overrides, "runtime.executor=none"], out=out, console=console)
+
+
+def compare(runs: Sequence[str | Path]) -> list[dict[str, Any]]:
+    """Return the figures of several run folders, a row each.
+
+    Raises:
+        InputError: a folder holds no run.
+    """
+    return compare_runs([Path(folder) for folder in runs])
+
+
+def dry_run(config: ConfigSource, *, overrides: Sequence[str] = (), console: Console) -> None:
+    """Check an experiment and show what its first round would cost, without training and without a run folder."""
+    prepared = prepare(_read(config, overrides))
+    print_start(prepared.setting, console)
+    with NoExecutor() as executor:
+        first = next(rounds(prepared, prepared.protocol.start(None), executor))
+    console.print(
+        f"round 1 would take {first.report.simulated_seconds:.2f} simulated seconds and {first.report.num_bytes:,} bytes"
+        f" with {len(first.report.participated)} clients; {prepared.config.protocol.rounds} rounds are planned"
+    )
+
+
+class _Recorder:
+    """Runs the loop and writes down each round, whatever ends it."""
+
+    def __init__(self, prepared: Prepared, folder: RunFolder, console: Console) -> None:
+        self._prepared, self._folder, self._console = prepared, folder, console
+        self._state = ProtocolState()
+        self._worker_memory_bytes = 0
+        self._begin = perf_counter()
+
+    def record(self, address: str | None) -> Run:
+        """Run to the end, or until something ends it; what is finished is kept in any case."""
+        print_start(self._prepared.setting, self._console)
+        try:
+            with RunProgress(self._prepared.setting, self._console) as progress:
+                self._loop(address, progress)
+        except (KeyboardInterrupt, Terminated):
+            _LOGGER.warning("interrupted")
+            self._conclude("interrupted")
+            raise
+        except Exception as error:
+            _LOGGER.exception("failed: %s", error)
+            self._conclude("failed")
+            raise
+        return self._conclude(None)
+
+    def _loop(self, address: str | None, progress: RunProgress) -> None:
+        with _executor(self._prepared, address, progress) as (executor, adapters):
+            self._state = self._prepared.protocol.start(adapters)
+            for finished in rounds(self._prepared, self._state, executor):
+                self._folder.write_round(finished, self._prepared.setting)
+                self._state = finished.state
+                progress.round(finished)
+                _LOGGER.info("round %d of %s is finished", finished.state.round_index, self._prepared.config.name)
+            self._worker_memory_bytes = executor.peak_memory_bytes()
+
+    def _conclude(self, stop_reason: str | None) -> Run:
+        """Write summary, adapter and report of all finished rounds, and show them."""
+        self._folder.close()
+        summary = make_summary(
+            self._prepared.setting,
+            self._folder.totals,
+            stop_reason=stop_reason,
+            hardware=describe_hardware(),
+            wall_seconds=perf_counter() - self._begin,
+            worker_memory_bytes=self._worker_memory_bytes,
+        )
+        self._folder.finish(summary)
+        if self._state.adapters is not None:
+            export_adapter(self._folder.path, self._state.adapters, self._prepared.setting)
+        write_report(self._folder.path)
+        print_summary(summary, self._folder.path, self._console)
+        return Run(self._folder.path, summary, self._state.adapters)
+
+
+@contextmanager
+def _executor(
+    prepared: Prepared, address: str | None, progress: RunProgress
+) -> Iterator[tuple[Executor, Adapters | None]]:
+    """Load the weights and start the configured executor."""
+    kind = prepared.config.runtime.executor
+    if kind == "none":
+        yield NoExecutor(), None
+        return
+    progress.status("loading the model")
+    model, adapters = load_backbone(prepared)
+    recipe = make_recipe(prepared)
+    if kind == "inline":
+        with InlineExecutor(prepared.setting, make_tripartite(prepared, model), recipe) as executor:
+            yield executor, adapters
+        return
+    from elsa_ray.runtime.ray_executor import RayExecutor
+
+    model = model.to(PRECISIONS[prepared.config.numerics.precision])
+    with sigterm_kept():
+        ray_executor = RayExecutor(prepared.setting, model, recipe, address=address, status=progress.status)
+    with ray_executor:
+        yield ray_executor, adapters
+
+
+def _read(config: ConfigSource, overrides: Sequence[str]) -> ExperimentConfig:
+    if isinstance(config, ExperimentConfig):
+        return make_config(config.model_dump(mode="json"), overrides) if overrides else config
+    if isinstance(config, Mapping):
+        return make_config(dict(config), overrides)
+    return load_config(config, overrides)

@@ -1,0 +1,208 @@
+"""The command line: a skin over the package. Each command imports what it needs when it runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+
+from elsa_ray.config.errors import InputError
+from elsa_ray.signals import Terminated, terminable
+
+# Newer typers carry their own click: the common base of what it raises for a wrong command line.
+_UsageError: Any = typer.BadParameter.__bases__[0]
+
+app = typer.Typer(
+    name="elsa-ray",
+    help="Fine-tune split language models over simulated edge networks, on Ray.\n\n"
+    "Start with: elsa-ray run experiments/quickstart.yaml",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+topology_app = typer.Typer(help="List, show, check and make network topologies.", no_args_is_help=True)
+app.add_typer(topology_app, name="topology")
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="The experiment, a YAML file.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a value of the config, such as protocol.rounds=3."),
+]
+OutFolder = Annotated[Path | None, typer.Option("--out", help="Run folder; by default a new one under runs/.")]
+Address = Annotated[str | None, typer.Option(help="A running Ray cluster; else RAY_ADDRESS, else Ray is started here.")]
+
+
+@app.command()
+def run(
+    config: ConfigPath,
+    set_: Overrides = None,
+    out: OutFolder = None,
+    address: Address = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan the first round and train nothing.")] = False,
+) -> None:
+    """Train an experiment and write its records.
+
+    Real training; simulated time and bytes are exact. Ends in a summary table and an HTML report.
+    """
+    from elsa_ray import api
+
+    if dry_run:
+        api.dry_run(config, overrides=set_ or (), console=Console())
+    else:
+        api.run(config, overrides=set_ or (), out=out, address=address, console=Console())
+
+
+@app.command()
+def plan(config: ConfigPath, set_: Overrides = None, out: OutFolder = None) -> None:
+    """Time an experiment without training it.
+
+    The same config gives the same simulated seconds and bytes as a run; no weight is loaded.
+    """
+    from elsa_ray import api
+
+    api.plan(config, overrides=set_ or (), out=out, console=Console())
+
+
+@app.command()
+def net(
+    topology: Annotated[str, typer.Argument(metavar="TOPOLOGY", help="A topology's name or file.")],
+    transfers: Annotated[Path, typer.Argument(metavar="TRANSFERS.csv", help="id,src,dst,num_bytes,start_seconds")],
+    out: Annotated[Path, typer.Option("--out", help="CSV to write: id,start_seconds,finish_seconds,seconds_alone")],
+    model: Annotated[Literal["fluid"], typer.Option(help="How transfers share links.")] = "fluid",
+) -> None:
+    """Say when transfers would finish on a network."""
+    from elsa_ray.network import finish_times
+    from elsa_ray.network.files import find_network
+    from elsa_ray.network.transfers_csv import read_transfers_csv, write_finish_times_csv
+
+    network = find_network(topology, roles_required=False)
+    write_finish_times_csv(out, finish_times(network, read_transfers_csv(transfers), where=str(transfers)))
+
+
+@topology_app.command("list")
+def list_topologies() -> None:
+    """Name the networks that come with the package."""
+    from elsa_ray.network import load_network, named_topologies
+
+    for name, path in sorted(named_topologies().items()):
+        Console().print(f"[bold]{name}[/bold]  {load_network(path, roles_required=False).figures.strip()}")
+
+
+@topology_app.command("show")
+def show_topology(topology: Annotated[str, typer.Argument(metavar="T", help="A topology's name or file.")]) -> None:
+    """Tell a network's sizes, bandwidths and latencies."""
+    from elsa_ray.network.check import describe
+    from elsa_ray.network.files import find_network
+
+    Console().print_json(data=describe(find_network(topology, roles_required=False)))
+
+
+@topology_app.command("check")
+def check_topology(topology: Annotated[str, typer.Argument(metavar="T", help="A topology's name or file.")]) -> None:
+    """Check a network for a run: roles, positive figures, a way from each client to an edge and the cloud."""
+    from elsa_ray.network.check import check_network
+    from elsa_ray.network.files import find_network
+
+    findings = check_network(find_network(topology, roles_required=False))
+    if findings:
+        raise InputError(topology, "; ".join(findings), "a network without such findings")
+    Console().print(f"{topology}: nothing found")
+
+
+@topology_app.command("make")
+def make_topology(
+    kind: Annotated[Literal["hierarchical"], typer.Argument(metavar="KIND", help="hierarchical")],
+    out: Annotated[Path, typer.Option("--out", help="YAML file to write.")],
+    clients: Annotated[int, typer.Option(help="Clients.", min=1)] = 24,
+    edges: Annotated[int, typer.Option(help="Edge servers.", min=1)] = 3,
+    spread: Annotated[float, typer.Option(help="Of the clients' figures; 0 makes all equal.", min=0)] = 0.5,
+    seed: Annotated[int, typer.Option(help="Of the clients' figures.", min=0)] = 0,
+) -> None:
+    """Generate a network and write it as a file."""
+    from elsa_ray.config.topology import HierarchicalTopology
+    from elsa_ray.network import hierarchical, save_network_yaml
+
+    assert kind == "hierarchical"
+    save_network_yaml(hierarchical(HierarchicalTopology(clients=clients, edges=edges, spread=spread), seed), out)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")],
+    format_: Annotated[Literal["table", "json", "csv", "md"], typer.Option("--format")] = "table",
+) -> None:
+    """Put the figures of several runs side by side."""
+    from elsa_ray.records.compare import compare_runs, print_comparison
+
+    print_comparison(compare_runs(runs), format_, Console())
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    out: Annotated[Path | None, typer.Option("--out", help="HTML file; by default report.html in the folder.")] = None,
+) -> None:
+    """Write a run's HTML report again."""
+    from elsa_ray.records.report import write_report
+
+    Console().print(f"report: {write_report(run, out)}", soft_wrap=True)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of the config file."""
+    from elsa_ray.config.load import config_schema
+
+    Console().print_json(data=config_schema())
+
+
+def run_command(arguments: Sequence[str]) -> int:
+    """Run a command line and return its exit code: 0 done, 1 failed, 2 wrong input, 130 and 143 interrupted."""
+    command = typer.main.get_command(app)
+    try:
+        with terminable():
+            command.main(list(arguments), prog_name="elsa-ray", standalone_mode=False)
+    except InputError as error:
+        return _say(str(error), 2)
+    except _UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            Console().print(error.format_message(), soft_wrap=True, markup=False, highlight=False)
+            return 0
+        return _say(_one_line(error), 2)
+    except (KeyboardInterrupt, typer.Abort):
+        return _say("interrupted", 130)
+    except Terminated:
+        return _say("terminated", 143)
+    except Exception as error:
+        return _failed(error)
+    return 0
+
+
+def main() -> Any:
+    """The entry point ``elsa-ray``."""
+    sys.exit(run_command(sys.argv[1:]))
+
+
+def _one_line(error: Any) -> str:
+    where = error.ctx.command_path if error.ctx else "elsa-ray"
+    return f"{' '.join(error.format_message().split())} (see {where} --help)"
+
+
+def _failed(error: Exception) -> int:
+    """Say what failed; a worker's own traceback helps to find out why, ours does not."""
+    from elsa_ray.runtime.failure import WorkerError
+
+    if isinstance(error, WorkerError):
+        print(error.cause_traceback, file=sys.stderr)  # noqa: T201
+        return _say(str(error), 1)
+    raise error
+
+
+def _say(message: str, code: int) -> int:
+    Console(stderr=True).print(f"elsa-ray: {message}", soft_wrap=True, markup=False, highlight=False)
+    return code

@@ -1,0 +1,96 @@
+"""What a run's simulated figures rest on, in sentences: models, devices, defaults, stand-ins."""
+
+from __future__ import annotations
+
+from elsa_ray.config.section import Section
+from elsa_ray.config.topology import HierarchicalTopology
+from elsa_ray.protocols.setting import Setting
+from elsa_ray.records.human import human_bandwidth, human_flops, human_seconds
+from elsa_ray.world.devices import Device
+
+
+def assumptions(setting: Setting, executor: str) -> list[str]:
+    """Return one sentence an assumption.
+
+    Args:
+        setting: the run's circumstances.
+        executor: its name: ray, inline or none.
+    """
+    return [
+        "Network: fluid flows that share links max-min fairly, each after its path's latency; right for transfers much "
+        "longer than a round trip, and blind to packets, losses and slow start.",
+        _topology_sentence(setting),
+        _device_sentence("Clients", setting.client_device, 1),
+        _device_sentence("Edge servers", setting.edge_device, setting.config.world.edges.slots),
+        "Time of aggregation, encoding, decoding and scheduling on the devices is not simulated; the cloud computes "
+        "in no time.",
+        "Energy: computation above idle of clients and edge servers, and the clients' radios; no idle power, no "
+        "routers, no cloud.",
+        *_payload_sentences(setting),
+        *_executor_sentences(executor),
+    ]
+
+
+def links_text(topology: HierarchicalTopology) -> str:
+    """Return the medians and rates of a generated topology's links in one line."""
+    return (
+        f"access {human_bandwidth(topology.access_up)} up and {human_bandwidth(topology.access_down)} down at "
+        f"{human_seconds(topology.access_latency)} (medians, spread {topology.spread:g}), "
+        f"edge {human_bandwidth(topology.edge_bandwidth)} at {human_seconds(topology.edge_latency)}, "
+        f"core {human_bandwidth(topology.core_bandwidth)} at {human_seconds(topology.core_latency)}, "
+        f"cloud at {human_seconds(topology.cloud_latency)}"
+    )
+
+
+def device_text(device: Device) -> str:
+    """Return a device's figures in one line."""
+    return (
+        f"{device.name}: {human_flops(device.flops_per_second)}, {device.active_watts:g} W when computing, "
+        f"{device.radio_joules_per_byte * 1e9:g} nJ a byte sent or received"
+    )
+
+
+def _topology_sentence(setting: Setting) -> str:
+    topology, network = setting.config.topology, setting.network
+    if not isinstance(topology, HierarchicalTopology):
+        told = (
+            f" Its figures: {network.figures}." if network.figures else " It does not say where its figures are from."
+        )
+        return f"Topology: {network.where}.{told}"
+    defaults = _default_fields(topology, but={"kind", "clients", "edges"})
+    told = f" Defaults, not measurements: {', '.join(defaults)}." if defaults else ""
+    return f"Topology: generated; {links_text(topology)}.{told}"
+
+
+def _default_fields(section: Section, *, but: set[str]) -> list[str]:
+    fields = type(section).model_fields
+    return [name for name, field in fields.items() if name not in but and getattr(section, name) == field.default]
+
+
+def _device_sentence(whose: str, device: Device, slots: int) -> str:
+    origin = "the config's figures" if device.name == "custom" else "a profile of rounded assumptions"
+    at_once = f", {slots} computations at once, each at the full rate" if slots > 1 else ", one computation at a time"
+    return f"{whose}: {device_text(device)}{at_once} ({origin})."
+
+
+def _payload_sentences(setting: Setting) -> list[str]:
+    sentences = []
+    if setting.config.task.preloaded:
+        sentences.append(
+            "task.preloaded: the frozen backbone lies on all devices already; its transfer is not counted."
+        )
+    else:
+        sentences.append("task.preloaded is false: frozen blocks are sent once to each device, in fp32.")
+    chains = {name: getattr(setting.chains, name) for name in ("activation", "gradient", "adapter")}
+    bounds = [name for name, chain in chains.items() if not chain.size_is_exact]
+    if bounds:
+        sentences.append(
+            f"Payload sizes of {', '.join(bounds)} are upper bounds: their codecs' output varies in length."
+        )
+    return sentences
+
+
+def _executor_sentences(executor: str) -> list[str]:
+    if executor != "none":
+        return []
+    return ["Executor none: nothing was trained; times, bytes and joules only, and no accuracy."]

@@ -1,0 +1,70 @@
+"""One round as a line of ``rounds.jsonl``; everything that the summary sums up stands in these lines."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from elsa_ray.protocols.setting import Setting
+from elsa_ray.records.round import Round
+from elsa_ray.records.work_time import ArrivedWork
+from elsa_ray.world.energy import energy_joules
+from elsa_ray.world.plan import ActivityKind
+from elsa_ray.world.roles import Role
+from elsa_ray.world.timeline import Timeline
+
+
+def round_line(round_: Round, setting: Setting, arrived: ArrivedWork) -> dict[str, Any]:
+    """Return a round in plain values.
+
+    ``simulated_seconds`` and ``num_bytes`` are those of the run up to the round's end; ``bytes_by_role``,
+    ``bytes_uncompressed``, energy, work and wall time are the round's own. Clients are indices.
+    """
+    report, timeline = round_.report, round_.timeline
+    score = report.score
+    energy = energy_joules(timeline, setting.network, setting.client_device, setting.edge_device)
+    return {
+        "round": report.round_index,
+        "stop_reason": round_.stop_reason,
+        "begin_simulated_seconds": timeline.begin_seconds,
+        "simulated_seconds": report.simulated_seconds,
+        "num_bytes": report.num_bytes,
+        "bytes_by_role": bytes_by_role(timeline),
+        "bytes_uncompressed": int(uncompressed_bytes(timeline).sum()),
+        "simulated_energy_joules": energy,
+        "accuracy": score.accuracy if score else None,
+        "loss": score.loss if score else None,
+        "macro_f1": score.macro_f1 if score else None,
+        "perplexity": score.perplexity if score else None,
+        "train_loss": report.train_loss,
+        "work_arrived": len(arrived.keys),
+        "work_dropped": len(timeline.dropped),
+        "work_skipped": len(timeline.skipped),
+        "work_late": len(timeline.pending),
+        "simulated_seconds_by_activity": arrived.by_kind(),
+        "participated": list(report.participated),
+        "dropped": list(report.dropped),
+        "late": list(report.late),
+        "failed": list(report.failed),
+        "parked": list(round_.plan.parked_clients),
+        "wall_seconds": dict(round_.wall_seconds),
+    }
+
+
+def bytes_by_role(timeline: Timeline) -> dict[str, int]:
+    """Return what the links carried of the transfers that ended, by role; roles without a byte are left out."""
+    is_transfer = timeline.activities.kind == ActivityKind.TRANSFER
+    sums = np.zeros(max(Role) + 1, np.int64)
+    np.add.at(sums, timeline.activities.label[is_transfer], timeline.carried_bytes[is_transfer])
+    return {role.label: int(sums[role]) for role in Role if sums[role]}
+
+
+def uncompressed_bytes(timeline: Timeline) -> np.ndarray:
+    """Return for each activity the same content in fp32: of a broken-off transfer the share that was carried."""
+    activities = timeline.activities
+    whole = timeline.carried_bytes == activities.num_bytes
+    share = timeline.carried_bytes / np.maximum(activities.num_bytes, 1)
+    partial = np.rint(activities.uncompressed_bytes * share).astype(np.int64)
+    is_transfer = activities.kind == ActivityKind.TRANSFER
+    return np.where(is_transfer, np.where(whole, activities.uncompressed_bytes, partial), 0)

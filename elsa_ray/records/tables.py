@@ -1,0 +1,249 @@
+"""Timelines as Arrow tables: one row a transfer, one row an event."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from elsa_ray.network.graph import Network
+from elsa_ray.records.line import uncompressed_bytes
+from elsa_ray.world.plan import ActivityKind, Floats, Ints, Plan, Stage, WorkKey
+from elsa_ray.world.roles import Role
+from elsa_ray.world.timeline import Outcome, Timeline
+
+_NAMES = pa.dictionary(pa.int32(), pa.string())
+
+TRANSFERS_SCHEMA = pa.schema(
+    [
+        ("round", pa.int32()),
+        ("client", pa.int32()),
+        ("src", _NAMES),
+        ("dst", _NAMES),
+        ("role", _NAMES),
+        ("num_bytes", pa.int64()),
+        ("start_seconds", pa.float64()),
+        ("finish_seconds", pa.float64()),
+        ("outcome", _NAMES),
+        ("step", pa.int32()),
+        ("planned_round", pa.int32()),
+        ("planned_bytes", pa.int64()),
+        ("uncompressed_bytes", pa.int64()),
+    ]
+)
+"""``round``: in which it ended; ``planned_round``: which planned it. ``num_bytes``: what the links carried of the
+``planned_bytes``; ``uncompressed_bytes``: the same share of the content in fp32. Clients are indices, -1 for none."""
+
+EVENTS_SCHEMA = pa.schema(
+    [
+        ("round", pa.int32()),
+        ("seconds", pa.float64()),
+        ("event", _NAMES),
+        ("node", _NAMES),
+        ("client", pa.int32()),
+        ("detail", _NAMES),
+    ]
+)
+"""``node``: where it happens (a transfer starts at its source and finishes at its target); ``detail``: a transfer's
+role, a computation's stage, or ``edge_round N`` of ``round N`` for work."""
+
+_ROLE_LABELS = ["", *(role.label for role in Role)]
+_STAGE_LABELS = [stage.label if stage else "" for stage in Stage]
+
+
+def transfers_table(timeline: Timeline, network: Network, round_index: int) -> pa.Table:
+    """Return the transfers that ended in a round, whole or broken off; one that never started is not among them."""
+    started = np.isfinite(timeline.start_seconds)
+    ended = (timeline.outcome == Outcome.DONE) | ((timeline.outcome == Outcome.DROPPED) & started)
+    return _transfers(timeline, network, round_index, ended)
+
+
+def pending_transfers_table(timeline: Timeline, network: Network, round_index: int) -> pa.Table:
+    """Return the transfers that were under way when the run ended; no byte of them is counted yet."""
+    under_way = (timeline.outcome == Outcome.PENDING) & np.isfinite(timeline.start_seconds)
+    return _transfers(timeline, network, round_index, under_way)
+
+
+def _transfers(timeline: Timeline, network: Network, round_index: int, wanted: np.ndarray) -> pa.Table:
+    activities = timeline.activities
+    rows = np.flatnonzero(wanted & (activities.kind == ActivityKind.TRANSFER))
+    finish = timeline.finish_seconds[rows]
+    columns = [
+        pa.array(np.full(len(rows), round_index, np.int32)),
+        pa.array(activities.client[rows].astype(np.int32)),
+        _named(activities.source[rows], network.node_names),
+        _named(activities.target[rows], network.node_names),
+        _named(activities.label[rows], _ROLE_LABELS),
+        pa.array(timeline.carried_bytes[rows]),
+        pa.array(timeline.start_seconds[rows]),
+        pa.array(finish, mask=~np.isfinite(finish)),
+        _named(timeline.outcome[rows], [outcome.label for outcome in Outcome]),
+        pa.array(activities.step[rows].astype(np.int32)),
+        pa.array(activities.round_index[rows].astype(np.int32)),
+        pa.array(activities.num_bytes[rows]),
+        pa.array(uncompressed_bytes(timeline)[rows]),
+    ]
+    return pa.Table.from_arrays(columns, schema=TRANSFERS_SCHEMA)
+
+
+_EVENT_NAMES = [
+    "transfer_start",
+    "transfer_finish",
+    "transfer_dropped",
+    "compute_start",
+    "compute_finish",
+    "compute_dropped",
+    "gather",
+    "client_parked",
+    "client_failed",
+    "work_dropped",
+    "work_skipped",
+    "work_late",
+    "round_end",
+]
+_EVENT = {name: number for number, name in enumerate(_EVENT_NAMES)}
+_NO_NODE = -1
+
+# The order within one instant: what was under way ends, then what begins (and takes no time) in the order of the rows,
+# then what is broken off, then what is said about work and round.
+_ENDING, _BEGINNING, _BREAKING, _TELLING = range(4)
+
+
+class _Log:
+    """Collects events as columns."""
+
+    def __init__(self) -> None:
+        self._chunks: list[tuple[np.ndarray, ...]] = []
+
+    def add(
+        self,
+        event: np.ndarray | int,
+        seconds: np.ndarray | float,
+        *,
+        order: np.ndarray | int,
+        sequence: np.ndarray | int = 0,
+        node: np.ndarray | int = _NO_NODE,
+        client: np.ndarray | int = -1,
+        detail: np.ndarray | int = 0,
+    ) -> None:
+        """Add the events of many rows at once; ``detail`` is an index into the details' names."""
+        columns = (event, seconds, order, sequence, node, client, detail)
+        self._chunks.append(tuple(np.broadcast_arrays(*(np.atleast_1d(column) for column in columns))))
+
+    def sorted_columns(self) -> tuple[np.ndarray, ...]:
+        """Return event, seconds, node, client and detail by time, then by the order within the instant."""
+        event, seconds, order, sequence, node, client, detail = (
+            np.concatenate(column) for column in zip(*self._chunks, strict=True)
+        )
+        by_time = np.lexsort((sequence, order, seconds))
+        return tuple(column[by_time] for column in (event, seconds, node, client, detail))
+
+
+def events_table(plan: Plan, timeline: Timeline, network: Network, failed: Sequence[WorkKey] = ()) -> pa.Table:
+    """Return what happened in a round, sorted by time; an activity that goes on over rounds starts and ends once.
+
+    Args:
+        plan, timeline: of the round.
+        network: the topology.
+        failed: work whose training broke down.
+    """
+    log = _Log()
+    _add_activities(log, plan, timeline)
+    details = [*_ROLE_LABELS, *_STAGE_LABELS]
+    log.add(
+        _EVENT["client_parked"],
+        timeline.begin_seconds,
+        order=-1,
+        client=np.array(plan.parked_clients, np.int64),
+        sequence=np.arange(len(plan.parked_clients)),
+        node=network.clients[np.array(plan.parked_clients, np.int64)],
+    )
+    _add_work(log, details, timeline, network, "work_dropped", timeline.dropped, Outcome.DROPPED)
+    _add_work(log, details, timeline, network, "work_skipped", timeline.skipped, Outcome.SKIPPED)
+    _add_work(log, details, timeline, network, "work_late", timeline.pending, None)
+    _add_work(log, details, timeline, network, "client_failed", failed, None)
+    log.add(_EVENT["round_end"], timeline.end_seconds, order=_TELLING + 1)
+    event, seconds, node, client, detail = log.sorted_columns()
+    columns = [
+        pa.array(np.full(len(event), plan.round_index, np.int32)),
+        pa.array(seconds.astype(np.float64)),
+        _named(event, _EVENT_NAMES),
+        _named(node, network.node_names, absent=node == _NO_NODE),
+        pa.array(client.astype(np.int32)),
+        _named(detail, details),
+    ]
+    return pa.Table.from_arrays(columns, schema=EVENTS_SCHEMA)
+
+
+def _add_activities(log: _Log, plan: Plan, timeline: Timeline) -> None:
+    activities, start, finish = timeline.activities, timeline.start_seconds, timeline.finish_seconds
+    row = np.arange(len(activities))
+    is_transfer, is_gather = (activities.kind == kind for kind in (ActivityKind.TRANSFER, ActivityKind.GATHER))
+    detail = np.where(is_transfer, activities.label, activities.label + len(_ROLE_LABELS))
+    carried_over = row < len(activities) - len(plan.activities)
+    started = np.isfinite(start) & ~is_gather & (~carried_over | (start > timeline.begin_seconds))
+    done = (timeline.outcome == Outcome.DONE) & ~is_gather
+    broken = (timeline.outcome == Outcome.DROPPED) & np.isfinite(start) & ~is_gather
+    first = np.where(is_transfer, _EVENT["transfer_start"], _EVENT["compute_start"])
+
+    def add(
+        rows: np.ndarray, event: np.ndarray, seconds: Floats, order: np.ndarray | int, node: Ints, late: int
+    ) -> None:
+        log.add(
+            event[rows],
+            seconds[rows],
+            order=np.broadcast_to(order, row.shape)[rows],
+            sequence=2 * row[rows] + late,
+            node=node[rows],
+            client=activities.client[rows],
+            detail=detail[rows],
+        )
+
+    add(started, first, start, _BEGINNING, activities.source, 0)
+    takes_time = np.where(finish > start, _ENDING, _BEGINNING)
+    add(done, first + 1, finish, takes_time, activities.target, 1)
+    add(broken, first + 2, finish, _BREAKING, activities.target, 1)
+    closed = is_gather & (timeline.outcome == Outcome.DONE)
+    log.add(
+        _EVENT["gather"], finish[closed], order=_BEGINNING, sequence=2 * row[closed], node=activities.source[closed]
+    )
+
+
+def _add_work(
+    log: _Log,
+    details: list[str],
+    timeline: Timeline,
+    network: Network,
+    event: str,
+    keys: Sequence[WorkKey],
+    outcome: Outcome | None,
+) -> None:
+    """Add one event a work item: when its rows got this outcome, or else at the round's end."""
+    if not keys:
+        return
+    end_of_work = np.full(len(timeline.work), timeline.end_seconds)
+    if outcome is not None:
+        rows = np.flatnonzero((timeline.activities.work >= 0) & (timeline.outcome == outcome))
+        end_of_work[timeline.activities.work[rows]] = timeline.finish_seconds[rows]
+    row_of_key = {timeline.work.key(row): row for row in range(len(timeline.work))}
+    seconds = np.array([end_of_work[row_of_key[key]] for key in keys], np.float64)
+    clients = np.array([key.client for key in keys], np.int64)
+    names = [f"round {key.round_index}, edge_round {key.edge_round}" for key in keys]
+    number_of_name = {name: len(details) + number for number, name in enumerate(dict.fromkeys(names))}
+    details.extend(number_of_name)
+    log.add(
+        _EVENT[event],
+        seconds,
+        order=_TELLING,
+        sequence=_EVENT[event] * len(timeline.work) + np.arange(len(keys)),
+        node=network.clients[clients],
+        client=clients,
+        detail=np.array([number_of_name[name] for name in names]),
+    )
+
+
+def _named(index: np.ndarray, names: Sequence[str], absent: np.ndarray | None = None) -> pa.DictionaryArray:
+    """Return a column of texts: each row's index into the names."""
+    indices = pa.array(index.astype(np.int32), mask=absent)
+    return pa.DictionaryArray.from_arrays(indices, pa.array(list(names), pa.string()))

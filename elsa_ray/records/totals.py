@@ -1,0 +1,119 @@
+"""Sums over the rounds of a run, folded from the lines of ``rounds.jsonl`` and from nothing else."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from elsa_ray.records.work_time import TIME_KINDS
+
+LAST_FIGURES = ("accuracy", "loss", "macro_f1", "perplexity")
+
+
+class Totals:
+    """What a summary sums up; a run that was interrupted has them too.
+
+    Args:
+        lines: rounds so far, in order.
+    """
+
+    def __init__(self, lines: Iterable[Mapping[str, Any]] = ()) -> None:
+        self.num_rounds = 0
+        self.stop_reason: str | None = None
+        self.simulated_seconds = 0.0
+        self.bytes_total = 0
+        self.bytes_uncompressed = 0
+        self.energy_joules = 0.0
+        self.work = {name: 0 for name in ("arrived", "dropped", "skipped")}
+        self.clients: dict[str, set[int]] = {name: set() for name in ("participated", "dropped", "failed", "parked")}
+        self.last: dict[str, float | None] = dict.fromkeys(LAST_FIGURES)
+        self.evaluated_round: int | None = None
+        self.train_loss: float | None = None
+        self.best_accuracy: float | None = None
+        self.best_accuracy_round: int | None = None
+        self._bytes_by_role: Counter[str] = Counter()
+        self._activity_seconds: Counter[str] = Counter()
+        self._wall_seconds: Counter[str] = Counter()
+        for line in lines:
+            self.add(line)
+
+    def add(self, line: Mapping[str, Any]) -> None:
+        """Add a round; lines must come in order."""
+        self.num_rounds += 1
+        self.stop_reason = line["stop_reason"]
+        self.simulated_seconds = line["simulated_seconds"]
+        self.bytes_total = line["num_bytes"]
+        self.bytes_uncompressed += line["bytes_uncompressed"]
+        self.energy_joules += line["simulated_energy_joules"]
+        for name in self.work:
+            self.work[name] += line[f"work_{name}"]
+        for name, clients in self.clients.items():
+            clients.update(line[name])
+        self._bytes_by_role.update(line["bytes_by_role"])
+        self._activity_seconds.update(line["simulated_seconds_by_activity"])
+        self._wall_seconds.update(line["wall_seconds"])
+        self._add_scores(line)
+
+    def _add_scores(self, line: Mapping[str, Any]) -> None:
+        if line["train_loss"] is not None:
+            self.train_loss = line["train_loss"]
+        if line["loss"] is None:
+            return
+        self.last = {name: line[name] for name in LAST_FIGURES}
+        self.evaluated_round = line["round"]
+        accuracy = line["accuracy"]
+        if accuracy is not None and (self.best_accuracy is None or accuracy > self.best_accuracy):
+            self.best_accuracy, self.best_accuracy_round = accuracy, line["round"]
+
+    @property
+    def bytes_by_role(self) -> dict[str, int]:
+        """Bytes that links carried, largest role first."""
+        return dict(sorted(self._bytes_by_role.items(), key=lambda item: (-item[1], item[0])))
+
+    @property
+    def wall_seconds_by_phase(self) -> dict[str, float]:
+        """The host's own seconds for each step of the loop."""
+        return dict(self._wall_seconds)
+
+    def figures(self) -> dict[str, Any]:
+        """Return all sums under the names that they have in ``summary.json``."""
+        uncompressed = self.bytes_uncompressed
+        return {
+            "rounds_completed": self.num_rounds,
+            "stop_reason": self.stop_reason,
+            "accuracy": self.last["accuracy"],
+            "loss": self.last["loss"],
+            "metrics": {
+                "best_accuracy": self.best_accuracy,
+                "best_accuracy_round": self.best_accuracy_round,
+                "macro_f1": self.last["macro_f1"],
+                "perplexity": self.last["perplexity"],
+                "train_loss": self.train_loss,
+                "evaluated_round": self.evaluated_round,
+            },
+            "simulated_seconds": self.simulated_seconds,
+            "simulated_seconds_by_activity": self._by_activity(),
+            "bytes_total": self.bytes_total,
+            "bytes_by_role": self.bytes_by_role,
+            "bytes_uncompressed_total": uncompressed,
+            "bytes_uncompressed_bf16_total": uncompressed // 2,
+            "compression_ratio_fp32": uncompressed / self.bytes_total if self.bytes_total else None,
+            "compression_ratio_bf16": uncompressed / 2 / self.bytes_total if self.bytes_total else None,
+            "clients_participated": len(self.clients["participated"]),
+            "clients_dropped": len(self.clients["dropped"]),
+            "clients_failed": len(self.clients["failed"]),
+            "clients_parked": len(self.clients["parked"]),
+            # Parked clients are the only ones that a protocol keeps out so far.
+            "clients_excluded": len(self.clients["parked"]),
+            "work_items": dict(self.work),
+            "simulated_energy_joules": self.energy_joules,
+            "wall_seconds_by_phase": self.wall_seconds_by_phase,
+        }
+
+    def _by_activity(self) -> dict[str, Any]:
+        """Return the time of all work that arrived, summed and as the mean of a client that took part."""
+        num_clients = len(self.clients["participated"])
+        sums = {kind: float(self._activity_seconds[kind]) for kind in TIME_KINDS}
+        mean = {kind: seconds / num_clients if num_clients else 0.0 for kind, seconds in sums.items()}
+        return {"sum": sums, "mean_per_client": mean}

@@ -1,0 +1,138 @@
+"""Where a work item's simulated time went, from the opening of its round to the gather that took it.
+
+An item's activities come one after the other, so its time falls into their durations and the gaps before them; the sum
+over all kinds is exactly the time between opening and closing.
+
+Shapes: W work items of a timeline, K kinds of time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from elsa_ray.network.graph import Network
+from elsa_ray.world.plan import ActivityKind, Floats, Ints, Plan, WorkKey
+from elsa_ray.world.timeline import Outcome, Timeline
+
+TIME_KINDS = (
+    "waiting_for_model",
+    "client_compute",
+    "client_queue",
+    "edge_compute",
+    "edge_queue",
+    "transfer_up",
+    "transfer_down",
+    "waiting_for_gather",
+)
+"""``waiting_for_model``: until its edge has the model and the client its frozen blocks; ``waiting_for_gather``: done,
+until the edge (or the cloud) closes."""
+
+_WAIT, _CLIENT, _CLIENT_QUEUE, _EDGE, _EDGE_QUEUE, _UP, _DOWN, _GATHER = range(len(TIME_KINDS))
+
+
+@dataclass(frozen=True)
+class ArrivedWork:
+    """The work items that a round's gathers took.
+
+    Attributes:
+        keys: which.
+        opening_seconds, closing_seconds: simulated time of the opening and of the gather, of each.
+        seconds_WK: where the time between went, in the order of TIME_KINDS.
+    """
+
+    keys: tuple[WorkKey, ...]
+    opening_seconds: Floats
+    closing_seconds: Floats
+    seconds_WK: Floats
+
+    def by_kind(self) -> dict[str, float]:
+        """Return the seconds of all items together, by kind."""
+        return dict(zip(TIME_KINDS, self.seconds_WK.sum(axis=0).tolist(), strict=True))
+
+
+@dataclass(frozen=True)
+class _Unfinished:
+    """An item that was not gathered yet."""
+
+    opening: float
+    last_finish: float
+    seconds_K: Floats
+
+
+class WorkClock:
+    """Follows work items over the rounds: one that is late has a part of its time in each.
+
+    Args:
+        network: the topology.
+    """
+
+    def __init__(self, network: Network) -> None:
+        kinds = np.array(network.node_kinds)
+        self._is_edge, self._is_client = kinds == "edge", kinds == "client"
+        self._unfinished: dict[WorkKey, _Unfinished] = {}
+
+    def add(self, plan: Plan, timeline: Timeline) -> ArrivedWork:
+        """Take one round in, and return the work that its gathers took; rounds must come in order."""
+        keys = [timeline.work.key(row) for row in range(len(timeline.work))]
+        opening_W, last_W, seconds_WK = self._begin(plan, timeline, keys)
+        self._add_activities(timeline, last_W, seconds_WK)
+        row_of_key = {key: row for row, key in enumerate(keys)}
+        arrived = [
+            (key, seconds)
+            for taken, seconds in zip(timeline.arrivals, timeline.gather_seconds.tolist(), strict=True)
+            for key in taken
+        ]
+        rows = np.array([row_of_key[key] for key, _ in arrived], np.int64)
+        closing = np.array([seconds for _, seconds in arrived], np.float64)
+        seconds_WK[rows, _GATHER] += closing - last_W[rows]
+        over = {*(key for key, _ in arrived), *timeline.dropped, *timeline.skipped}
+        self._unfinished = {
+            key: _Unfinished(float(opening_W[row]), float(last_W[row]), seconds_WK[row].copy())
+            for key, row in row_of_key.items()
+            if key not in over
+        }
+        return ArrivedWork(tuple(key for key, _ in arrived), opening_W[rows], closing, seconds_WK[rows])
+
+    def _begin(self, plan: Plan, timeline: Timeline, keys: list[WorkKey]) -> tuple[Floats, Floats, Floats]:
+        """Return opening [W], end of what is accounted for so far [W], and seconds so far [W, K]."""
+        num_carried = len(keys) - len(plan.work)
+        seconds_WK = np.zeros((len(keys), len(TIME_KINDS)))
+        opener_G = plan.gathers.opener
+        offset = len(timeline.activities) - len(plan.activities)
+        finish_G = timeline.finish_seconds[np.where(opener_G >= 0, opener_G + offset, 0)]
+        opening_G = np.where(opener_G >= 0, finish_G, timeline.begin_seconds)
+        opening_W = np.concatenate([np.full(num_carried, timeline.begin_seconds), opening_G[plan.work.gather]])
+        last_W = opening_W.copy()
+        for row, key in enumerate(keys[:num_carried]):
+            before = self._unfinished.get(key)
+            if before is not None:
+                opening_W[row], last_W[row], seconds_WK[row] = before.opening, before.last_finish, before.seconds_K
+        return opening_W, last_W, seconds_WK
+
+    def _add_activities(self, timeline: Timeline, last_W: Floats, seconds_WK: Floats) -> None:
+        """Add the durations of what ended in this timeline, and the gaps before."""
+        activities = timeline.activities
+        rows = np.flatnonzero((activities.work >= 0) & (timeline.outcome == Outcome.DONE))
+        rows = rows[np.argsort(activities.work[rows], kind="stable")]
+        if not len(rows):
+            return
+        work, start, finish = activities.work[rows], timeline.start_seconds[rows], timeline.finish_seconds[rows]
+        is_first = np.concatenate([[True], work[1:] != work[:-1]])
+        is_last = np.concatenate([is_first[1:], [True]])
+        previous = np.where(is_first, last_W[work], np.concatenate([[0.0], finish[:-1]]))
+        gap_kind, duration_kind = self._kinds(timeline, rows)
+        np.add.at(seconds_WK, (work, gap_kind), start - previous)
+        np.add.at(seconds_WK, (work, duration_kind), finish - start)
+        last_W[work[is_last]] = finish[is_last]
+
+    def _kinds(self, timeline: Timeline, rows: Ints) -> tuple[Ints, Ints]:
+        """Return for each row the kind of the gap before it and of its duration."""
+        activities = timeline.activities
+        computes = activities.kind[rows] == ActivityKind.COMPUTE
+        at_edge = self._is_edge[activities.source[rows]]
+        to_client = self._is_client[activities.target[rows]]
+        gap = np.where(computes, np.where(at_edge, _EDGE_QUEUE, _CLIENT_QUEUE), _WAIT)
+        duration = np.where(computes, np.where(at_edge, _EDGE, _CLIENT), np.where(to_client, _DOWN, _UP))
+        return gap, duration

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pyarrow.compute as pc
+
+from elsa_ray.records.reading import read_run
+from elsa_ray.records.tables import events_table, pending_transfers_table, transfers_table
+from elsa_ray.world.plan import ActivityKind
+from elsa_ray.world.timeline import Outcome
+from tests.records.conftest import Recorded
+
+
+def test_transfers_hold_every_byte_of_the_run(timed: Recorded) -> None:
+    table = read_run(timed.path).transfers
+    lines = read_run(timed.path).rounds
+    assert pc.sum(table["num_bytes"]).as_py() == timed.rounds[-1].report.num_bytes == lines[-1]["num_bytes"]
+    by_round = table.group_by("round").aggregate([("num_bytes", "sum")]).to_pylist()
+    totals = {row["round"]: row["num_bytes_sum"] for row in by_round}
+    ends = np.cumsum([totals[line["round"]] for line in lines])
+    assert ends.tolist() == [line["num_bytes"] for line in lines]
+
+
+def test_the_columns_and_values_of_transfers(trained: Recorded) -> None:
+    table = read_run(trained.path).transfers
+    first = ["round", "client", "src", "dst", "role", "num_bytes", "start_seconds", "finish_seconds", "outcome"]
+    assert table.column_names[: len(first)] == first
+    rows = table.to_pylist()
+    names = set(trained.prepared.setting.network.node_names)
+    assert {row["src"] for row in rows} | {row["dst"] for row in rows} <= names
+    assert {row["outcome"] for row in rows} == {"done"}
+    assert all(row["finish_seconds"] > row["start_seconds"] for row in rows)
+    assert all(row["num_bytes"] == row["planned_bytes"] > 0 for row in rows)
+    clients = trained.prepared.setting.network.clients
+    for row in rows:
+        if row["client"] >= 0:
+            client = trained.prepared.setting.network.node_names[clients[row["client"]]]
+            assert client in (row["src"], row["dst"])
+
+
+def test_dropped_transfers_carry_what_they_carried(dropping: Recorded) -> None:
+    table = read_run(dropping.path).transfers
+    dropped = [row for row in table.to_pylist() if row["outcome"] == "dropped"]
+    assert dropped
+    assert all(0 <= row["num_bytes"] < row["planned_bytes"] for row in dropped)
+    assert all(row["finish_seconds"] >= row["start_seconds"] for row in dropped)
+    for row in dropped:
+        share = row["num_bytes"] / row["planned_bytes"]
+        assert 0 <= row["uncompressed_bytes"] - share * 0 <= row["planned_bytes"] * 4
+
+
+def test_what_is_under_way_at_the_end_is_written_once_as_pending(late: Recorded) -> None:
+    last, network = late.rounds[-1], late.prepared.setting.network
+    expected = pending_transfers_table(last.timeline, network, last.report.round_index)
+    found = [row for row in read_run(late.path).transfers.to_pylist() if row["outcome"] == "pending"]
+    assert found == expected.to_pylist()
+    assert all(row["finish_seconds"] is None and row["num_bytes"] == 0 for row in found)
+    under_way = (last.timeline.outcome == Outcome.PENDING) & np.isfinite(last.timeline.start_seconds)
+    assert len(found) == int((under_way & (last.timeline.activities.kind == ActivityKind.TRANSFER)).sum())
+
+
+def test_every_activity_starts_and_ends_once_over_all_rounds(timed: Recorded) -> None:
+    events = read_run(timed.path).events.to_pylist()
+    counts = Counter(row["event"] for row in events)
+    transfers = read_run(timed.path).transfers.to_pylist()
+    outcomes = Counter(row["outcome"] for row in transfers)
+    assert counts["transfer_finish"] == outcomes["done"]
+    assert counts["transfer_dropped"] == outcomes["dropped"]
+    assert counts["transfer_start"] == len(transfers)
+    last = timed.rounds[-1].timeline
+    computing = (last.outcome == Outcome.PENDING) & (last.activities.kind == ActivityKind.COMPUTE)
+    still = int((computing & np.isfinite(last.start_seconds)).sum())
+    assert counts["compute_start"] == counts["compute_finish"] + counts["compute_dropped"] + still
+    assert counts["gather"] == sum(len(finished.plan.gathers) for finished in timed.rounds)
+    assert counts["round_end"] == len(timed.rounds)
+    assert counts["work_dropped"] == sum(len(finished.timeline.dropped) for finished in timed.rounds)
+    assert counts["work_late"] == sum(len(finished.timeline.pending) for finished in timed.rounds)
+    assert counts["work_skipped"] == sum(len(finished.timeline.skipped) for finished in timed.rounds)
+
+
+def test_events_are_in_the_order_of_time_and_of_cause(timed: Recorded) -> None:
+    events = read_run(timed.path).events.to_pylist()
+    seconds = [row["seconds"] for row in events]
+    assert seconds == sorted(seconds)
+    computing: Counter[str] = Counter()
+    under_way: Counter[tuple[str, int]] = Counter()
+    setting = timed.prepared.setting
+    slots = {name: 1 for name in setting.network.node_names}
+    slots |= {setting.network.node_names[edge]: setting.config.world.edges.slots for edge in setting.network.edges}
+    for row in events:
+        if row["event"].startswith("transfer"):
+            step = 1 if row["event"] == "transfer_start" else -1
+            under_way[row["detail"], row["client"]] += step
+            assert under_way[row["detail"], row["client"]] >= 0
+        elif row["event"].startswith("compute"):
+            computing[row["node"]] += 1 if row["event"] == "compute_start" else -1
+            assert 0 <= computing[row["node"]] <= slots[row["node"]]
+
+
+def test_tables_are_pure_functions(late: Recorded) -> None:
+    finished, network = late.rounds[1], late.prepared.setting.network
+    for make in (
+        lambda: transfers_table(finished.timeline, network, 1),
+        lambda: events_table(finished.plan, finished.timeline, network),
+    ):
+        assert make().equals(make())
+
+
+def test_failed_clients_are_events(trained: Recorded) -> None:
+    finished, network = trained.rounds[0], trained.prepared.setting.network
+    failed = finished.timeline.arrivals[0][0]
+    events = events_table(finished.plan, finished.timeline, network, [failed]).to_pylist()
+    (row,) = [row for row in events if row["event"] == "client_failed"]
+    assert row["client"] == failed.client
+    assert row["node"] == network.node_names[network.clients[failed.client]]
+    assert row["seconds"] == finished.timeline.end_seconds
