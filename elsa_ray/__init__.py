@@ -18,7 +18,7 @@ _PUBLIC = {
     "plan": "elsa_ray.api",
     "run": "elsa_ray.api",
 }
-__all__ = ["InputError", "Run", "compare", "network", "plan", "run"]  # noqa: F822 - found by __getattr__
+__all__ = ["InputError", "Run", "compare", "network", "plan", "run"]
 
 
 def __getattr__(name: str) -> Any:

@@ -103,8 +103,8 @@ def dry_run(config: ConfigSource, *, overrides: Sequence[str] = (), console: Con
     with NoExecutor() as executor:
         first = next(rounds(prepared, prepared.protocol.start(None), executor))
     console.print(
-        f"round 1 would take {first.report.simulated_seconds:.2f} simulated seconds and {first.report.num_bytes:,} bytes"
-        f" with {len(first.report.participated)} clients; {prepared.config.protocol.rounds} rounds are planned"
+        f"round 1 would take {first.report.simulated_seconds:.2f} simulated seconds and {first.report.num_bytes:,} "
+        f"bytes with {len(first.report.participated)} clients; {prepared.config.protocol.rounds} rounds are planned"
     )
 
 

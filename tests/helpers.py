@@ -338,10 +338,38 @@ def relative_difference(first: Adapters, second: Adapters) -> float:
     return (squares / sum(float((second[name].double() ** 2).sum()) for name in first)) ** 0.5
 
 
-WORDS = (
-    "river mountain valley forest desert ocean island glacier canyon prairie lantern compass anchor harbour bridge "
-    "tunnel castle village market garden violin trumpet piano drum guitar painter writer sailor baker farmer"
-).split()
+WORDS = [
+    "river",
+    "mountain",
+    "valley",
+    "forest",
+    "desert",
+    "ocean",
+    "island",
+    "glacier",
+    "canyon",
+    "prairie",
+    "lantern",
+    "compass",
+    "anchor",
+    "harbour",
+    "bridge",
+    "tunnel",
+    "castle",
+    "village",
+    "market",
+    "garden",
+    "violin",
+    "trumpet",
+    "piano",
+    "drum",
+    "guitar",
+    "painter",
+    "writer",
+    "sailor",
+    "baker",
+    "farmer",
+]
 
 
 def write_texts(

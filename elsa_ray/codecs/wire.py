@@ -1,7 +1,7 @@
 """The wire format: a header of fixed length, then the body. Nothing else is ever charged.
 
 Header, little-endian: magic ``ELSA``, version, role, wire number, a spare byte, chain id, round, edge round and step,
-client, texts B, tokens S, width D, body length, CRC-32 of the body.
+client, texts B, tokens S, width D, body length, CRC-32 of all other bytes.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from elsa_ray.codecs.codec import CodecContext
 from elsa_ray.config.errors import InputError
 from elsa_ray.world.roles import Role
 
-_HEADER = struct.Struct("<4sBBBBIIIiiIIIQI")
+_HEADER = struct.Struct("<4sBBBBIIIiiIIIQ")
+_CHECKSUM = struct.Struct("<I")
 _MAGIC = b"ELSA"
 _VERSION = 1
 _LENGTH_BYTES = 2  # a text's number of tokens, which the edge needs for the attention mask
 
-HEADER_BYTES = _HEADER.size
+HEADER_BYTES = _HEADER.size + _CHECKSUM.size
 
 
 class PayloadError(InputError):
@@ -122,14 +123,13 @@ def open_payload(chain: CodecChain, role: Role, payload: bytes, context: CodecCo
     """
     if len(payload) < HEADER_BYTES:
         raise PayloadError("payload", f"{len(payload)} bytes", f"at least the {HEADER_BYTES} bytes of a header")
-    magic, version, role_number, _, _, chain_id, *moment, batch, length, width, size, checksum = _HEADER.unpack_from(
-        payload
-    )
-    body = memoryview(payload)[HEADER_BYTES:]
+    magic, version, role_number, _, _, chain_id, *moment, batch, length, width, size = _HEADER.unpack_from(payload)
+    (checksum,) = _CHECKSUM.unpack_from(payload, _HEADER.size)
+    header, body = memoryview(payload)[: _HEADER.size], memoryview(payload)[HEADER_BYTES:]
     if magic != _MAGIC or version != _VERSION:
         raise PayloadError("payload", f"magic {magic!r} version {version}", f"{_MAGIC!r} version {_VERSION}")
-    if len(body) != size or zlib.crc32(body) != checksum:
-        raise PayloadError("payload", f"a damaged body of {len(body)} bytes", f"{size} bytes of checksum {checksum}")
+    if len(body) != size or _checksum(header, body) != checksum:
+        raise PayloadError("payload", f"damaged: a body of {len(body)} bytes", f"{size} bytes of checksum {checksum}")
     if role_number != role or chain_id != chain.chain_id:
         found = f"role {role_number}, chain {chain_id:08x}"
         raise PayloadError("payload", found, f"role {int(role)}, chain {chain.chain_id:08x}")
@@ -144,10 +144,12 @@ def _frame(
 ) -> bytes:
     wire_number = list(WIRE_DTYPES).index(chain.wire_dtype)
     moment = (context.round_index, context.edge_round, context.step, context.client)
-    header = _HEADER.pack(
-        _MAGIC, _VERSION, role, wire_number, 0, chain.chain_id, *moment, *dimensions, len(body), zlib.crc32(body)
-    )
-    return header + body
+    header = _HEADER.pack(_MAGIC, _VERSION, role, wire_number, 0, chain.chain_id, *moment, *dimensions, len(body))
+    return header + _CHECKSUM.pack(_checksum(header, body)) + body
+
+
+def _checksum(header: bytes | memoryview, body: bytes | memoryview) -> int:
+    return zlib.crc32(body, zlib.crc32(header))
 
 
 def _check_length(found: int, expected: int) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from peft import LoraConfig, get_peft_model
-from peft.utils import set_peft_model_state_dict
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -47,7 +47,9 @@ def export_adapter(
         base = backbone.hub_id or str(folder / BASE)
         peft_model = get_peft_model(model, _lora_config(setting))
         named = {f"{_PREFIX}{name}": tensor.detach().cpu().float() for name, tensor in adapters.items()}
-        unknown = set_peft_model_state_dict(peft_model, named).unexpected_keys
+        # PEFT saves a classifier's head in any case: one that was not trained goes along as it is in the base.
+        whole = get_peft_model_state_dict(peft_model, save_embedding_layers=False) | named
+        unknown = set_peft_model_state_dict(peft_model, whole).unexpected_keys
         if unknown:
             raise RuntimeError(f"PEFT has no place for {', '.join(unknown[:3])}")
         config = peft_model.peft_config["default"]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import networkx as nx
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 
 from elsa_ray.network.graph import Network
 from elsa_ray.records.charts import FAINT, INK, PAPER, SERIES, blank_axes, svg_text
@@ -98,10 +100,9 @@ def _edge_colors(network: Network) -> dict[str, str]:
     return {name: SERIES[number % len(SERIES)] for number, name in enumerate(names)}
 
 
-def _draw_links(axes: Axes, links: object, positions: Mapping[str, Position], width: float) -> None:
-    for first, second in links:  # type: ignore[attr-defined]
-        (x0, y0), (x1, y1) = positions[first], positions[second]
-        axes.plot([x0, x1], [y0, y1], color=FAINT, linewidth=width, zorder=1)
+def _draw_links(axes: Axes, links: Iterable[tuple[str, str]], positions: Mapping[str, Position], width: float) -> None:
+    segments = [(positions[first], positions[second]) for first, second in links]
+    axes.add_collection(LineCollection(segments, colors=FAINT, linewidths=width, zorder=1))
 
 
 def _draw_clients(
@@ -139,16 +140,19 @@ def _write_counts(
 
 def _draw_core(axes: Axes, network: Network, positions: Mapping[str, Position]) -> None:
     colors = _edge_colors(network)
-    labelled = len(positions) <= _MOST_LABELLED
-    looks = {"cloud": ("s", 130, INK), "edge": ("D", 70, None), "router": ("o", 34, PAPER)}
-    for name, kind in zip(network.node_names, network.node_kinds, strict=True):
-        if name not in positions:
+    looks = {"cloud": ("s", 130), "edge": ("D", 70), "router": ("o", 34)}
+    for kind, (marker, size) in looks.items():
+        nodes = [name for name, found in zip(network.node_names, network.node_kinds, strict=True) if found == kind]
+        if not nodes:
             continue
-        marker, size, color = looks[kind]
-        x, y = positions[name]
-        fill = color or colors[name]
-        axes.scatter([x], [y], marker=marker, s=size, color=fill, edgecolors=INK, linewidths=0.9, zorder=4)
-        if labelled and kind != "router":
-            axes.annotate(
-                name, (x, y), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=8, color=INK, zorder=5
-            )
+        x, y = zip(*(positions[name] for name in nodes), strict=True)
+        fill = [colors.get(name, INK if kind == "cloud" else PAPER) for name in nodes]
+        axes.scatter(x, y, marker=marker, s=size, color=fill, edgecolors=INK, linewidths=0.9, zorder=4)
+        if len(positions) <= _MOST_LABELLED and kind != "router":
+            for name in nodes:
+                _write_above(axes, positions[name], name)
+
+
+def _write_above(axes: Axes, spot: Position, text: str) -> None:
+    style: dict[str, Any] = {"ha": "center", "fontsize": 8, "color": INK, "zorder": 5}
+    axes.annotate(text, spot, xytext=(0, 8), textcoords="offset points", **style)

@@ -36,13 +36,18 @@ class RunRecord:
 
     @cached_property
     def figures(self) -> dict[str, Any]:
-        """The summary; of a run without one, the sums over its rounds, which lack what is not told by the rounds."""
-        if self.summary is not None:
-            return self.summary
+        """The summary; what a run without one has not told yet is summed over its rounds, or is None or empty."""
         figures = Totals(self.rounds).figures()
         figures["wall_seconds"] = sum(figures["wall_seconds_by_phase"].values())
-        about = {"name": self.config.name, "seed": self.config.seed, "protocol": self.config.protocol.name}
-        return {**about, "executor": self.config.runtime.executor, **figures}
+        about = {
+            "name": self.config.name,
+            "seed": self.config.seed,
+            "protocol": self.config.protocol.name,
+            "executor": self.config.runtime.executor,
+            "precision": self.config.numerics.precision,
+        }
+        untold: dict[str, Any] = {"host_peak_memory_bytes": None, "assumptions": [], "versions": {}, "hardware": {}}
+        return {**about, **untold, **figures, **(self.summary or {})}
 
     @cached_property
     def transfers(self) -> pa.Table:

@@ -8,9 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import ray
 import torch
-from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
 
 from elsa_ray.model.adapters import AdapterLayout, Adapters
@@ -87,7 +85,7 @@ class PoolActor(_Actor):
         self._pool = ClientPool(settings.build_model(packed), settings.recipe, task)
 
     async def train(
-        self, cohort: Cohort, host: ActorHandle, host_name: str, adapter_down: Sequence[bytes]
+        self, cohort: Cohort, host: Any, host_name: str, adapter_down: Sequence[bytes]
     ) -> tuple[list[bytes], dict[WorkKey, float], ByteMeter]:
         """Train a cohort against its host; see ClientPool.train."""
 
@@ -104,7 +102,7 @@ class PoolActor(_Actor):
         return self._pool.score(adapters, piece)
 
 
-async def answer_of(reference: ray.ObjectRef, timeout_seconds: float, what: str) -> Any:
+async def answer_of(reference: Any, timeout_seconds: float, what: str) -> Any:
     """Wait for a call's result, at most so long.
 
     Raises:

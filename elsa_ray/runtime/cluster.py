@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 
 from elsa_ray.config.errors import InputError
+
+_KNOCK_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -39,14 +43,30 @@ def join_cluster(address: str | None) -> Cluster:
         return Cluster(ray.get_runtime_context().gcs_address, is_ours=False)
     where = "--address" if address else "RAY_ADDRESS"
     address = address or os.environ.get("RAY_ADDRESS") or None
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": f"elsa-ray-{os.getpid()}"}
+    quiet: dict[str, Any] = {
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+        "namespace": f"elsa-ray-{os.getpid()}",
+    }
     if address is None or address == "local":
         ray.init(address="local", include_dashboard=False, **quiet)
         return Cluster(None, is_ours=True)
     try:
+        _knock(address)
         ray.init(address=address, **quiet)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError, ImportError, AssertionError) as error:
+    except (OSError, RuntimeError, ValueError, ImportError, AssertionError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         allowed = "the address of a running Ray cluster (host:port or auto), or none to start one here"
         raise InputError(where, f"{address} ({reason})", allowed) from None
     return Cluster(address, is_ours=True)
+
+
+def _knock(address: str) -> None:
+    """Open and close a connection to ``host:port``: Ray itself tries an address without anybody for minutes.
+
+    Raises:
+        OSError: nobody answers.
+    """
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_SECONDS).close()

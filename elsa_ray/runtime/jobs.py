@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -116,13 +117,17 @@ def _stage(
 
 def _members(setting: Setting, timeline: Timeline, gathers: Sequence[GatherJob]) -> dict[WorkKey, tuple[Member, Split]]:
     rows = {timeline.work.key(row): row for row in range(len(timeline.work))}
+
+    @cache
+    def adapter_size(split: Split) -> int:
+        size, _ = adapter_bytes(setting, setting.layout.part(split, Part.FRONT, Part.BACK))
+        return size
+
     members = {}
     for gather in gathers:
         for key in gather.arrivals:
             row, work = rows[key], timeline.work
             split = Split(int(work.front[row]), int(work.middle[row]), int(work.back[row]))
-            held = setting.layout.part(split, Part.FRONT, Part.BACK)
-            size, _ = adapter_bytes(setting, held)
             step_bytes = (
                 planned_step_bytes(setting, setting.config.protocol, key)
                 if split.is_cut
@@ -135,7 +140,7 @@ def _members(setting: Setting, timeline: Timeline, gathers: Sequence[GatherJob])
                 num_examples=int(work.num_examples[row]),
                 num_steps=int(work.num_steps[row]),
                 planned_step_bytes=step_bytes,
-                planned_adapter_bytes=(size, size),
+                planned_adapter_bytes=(adapter_size(split), adapter_size(split)),
             )
             members[key] = (member, split)
     return members

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
-from ray.actor import ActorHandle
 from transformers import PreTrainedModel
 
 from elsa_ray.config.runtime import ActorResources
@@ -80,8 +79,8 @@ class _RayWorkers(Workers):
         self.num_pools = num_pools(setting)
         self.num_pieces = len(evaluation_pieces(setting.task.test))
         self._timeout_seconds = config.runtime.timeout_seconds
-        self._hosts: dict[str, ActorHandle] = {}
-        self._pools: list[ActorHandle] = []
+        self._hosts: dict[str, Any] = {}
+        self._pools: list[Any] = []
         settings = WorkerSettings(
             recipe=recipe,
             shape=setting.shape,
@@ -98,7 +97,7 @@ class _RayWorkers(Workers):
         for name in [CLOUD, *host_names(setting)]:
             is_cloud = name == CLOUD
             asked = config.runtime.cloud_resources if is_cloud else config.runtime.edge_resources
-            actor = ray.remote(HostActor).options(name=f"{run_name}/{name}", **shares.of(asked))
+            actor: Any = ray.remote(HostActor).options(name=f"{run_name}/{name}", **shares.of(asked))
             self._hosts[name] = actor.remote(HOST_KINDS[is_cloud], settings, packed)
         for position in range(self.num_pools):
             options = {"name": f"{run_name}/pool-{position}", "max_concurrency": self.in_flight}
@@ -140,7 +139,7 @@ class _RayWorkers(Workers):
         return sum(ray.get(references, timeout=self._timeout_seconds))
 
     def _wait_until_ready(self, timeout_seconds: float, status: Status) -> None:
-        waiting = {actor.ready.remote(): name for name, actor in self._hosts.items()}
+        waiting: dict[Any, str] = {actor.ready.remote(): name for name, actor in self._hosts.items()}
         waiting |= {actor.ready.remote(): f"pool-{i}" for i, actor in enumerate(self._pools)}
         deadline, total = time.monotonic() + timeout_seconds, len(waiting)
         while waiting:
@@ -155,7 +154,9 @@ class _RayWorkers(Workers):
             if waiting and time.monotonic() > deadline:
                 names, free = ", ".join(sorted(waiting.values())), ray.available_resources()
                 room = {key: value for key, value in free.items() if not key.startswith("node:")}
-                raise WaitTimeoutError(f"waited {timeout_seconds:g} s for room for {names}; free in the cluster: {room}")
+                raise WaitTimeoutError(
+                    f"waited {timeout_seconds:g} s for room for {names}; free in the cluster: {room}"
+                )
 
 
 class _Shares:

@@ -43,8 +43,8 @@ def timed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="session")
 def late(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
-    """Four rounds in which some work is late and kept."""
-    return _record(tmp_path_factory.mktemp("keep"), EDGE_ROUNDS, LATE, "protocol.rounds=4")
+    """Three rounds in which some work is late and kept, also in the last one."""
+    return _record(tmp_path_factory.mktemp("keep"), LATE, "protocol.rounds=3")
 
 
 @pytest.fixture(scope="session")

@@ -19,9 +19,9 @@ from elsa_ray.records.summary import make_summary
 from elsa_ray.runtime.executor import Executor, InlineExecutor, NoExecutor
 
 WORDS = {
-    "animals": "cat dog horse sheep goat fish bird mouse lion bear".split(),
-    "tools": "hammer saw drill wrench screw nail plane file clamp vise".split(),
-    "food": "bread soup cheese apple plum rice noodle pepper salt honey".split(),
+    "animals": ["cat", "dog", "horse", "sheep", "goat", "fish", "bird", "mouse", "lion", "bear"],
+    "tools": ["hammer", "saw", "drill", "wrench", "screw", "nail", "plane", "file", "clamp", "vise"],
+    "food": ["bread", "soup", "cheese", "apple", "plum", "rice", "noodle", "pepper", "salt", "honey"],
 }
 
 
@@ -80,6 +80,6 @@ def recorded(prepared: Prepared, path: Path, *, finish: bool = True) -> tuple[Pa
     return folder.path, all_rounds
 
 
-LATE = "world.round_policy={deadline_seconds: 0.35, late: keep}"
+LATE = "world.round_policy={deadline_seconds: 0.2, late: keep}"
 DROPPING = "world.round_policy={deadline_seconds: 0.35, late: drop}"
 EDGE_ROUNDS = "protocol.edge_rounds=2"

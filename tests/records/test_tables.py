@@ -45,16 +45,20 @@ def test_dropped_transfers_carry_what_they_carried(dropping: Recorded) -> None:
     assert dropped
     assert all(0 <= row["num_bytes"] < row["planned_bytes"] for row in dropped)
     assert all(row["finish_seconds"] >= row["start_seconds"] for row in dropped)
-    for row in dropped:
-        share = row["num_bytes"] / row["planned_bytes"]
-        assert 0 <= row["uncompressed_bytes"] - share * 0 <= row["planned_bytes"] * 4
+    whole = {(row["role"], row["planned_bytes"]): row for row in table.to_pylist() if row["outcome"] == "done"}
+    same = [(row, whole.get((row["role"], row["planned_bytes"]))) for row in dropped]
+    assert any(other for _, other in same)
+    for row, other in same:
+        if other is not None:
+            share = row["num_bytes"] / row["planned_bytes"]
+            assert abs(row["uncompressed_bytes"] - share * other["uncompressed_bytes"]) <= 0.5
 
 
 def test_what_is_under_way_at_the_end_is_written_once_as_pending(late: Recorded) -> None:
     last, network = late.rounds[-1], late.prepared.setting.network
     expected = pending_transfers_table(last.timeline, network, last.report.round_index)
     found = [row for row in read_run(late.path).transfers.to_pylist() if row["outcome"] == "pending"]
-    assert found == expected.to_pylist()
+    assert found == expected.to_pylist() != []
     assert all(row["finish_seconds"] is None and row["num_bytes"] == 0 for row in found)
     under_way = (last.timeline.outcome == Outcome.PENDING) & np.isfinite(last.timeline.start_seconds)
     assert len(found) == int((under_way & (last.timeline.activities.kind == ActivityKind.TRANSFER)).sum())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import networkx as nx
@@ -174,3 +175,20 @@ class Story:
 
 def _seconds(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
+
+
+def assert_equal(first: object, second: object) -> None:
+    """Compare nested values, arrays bit for bit with NaN equal to NaN."""
+    assert type(first) is type(second)
+    if isinstance(first, np.ndarray):
+        assert isinstance(second, np.ndarray) and first.dtype == second.dtype
+        assert np.array_equal(first, second, equal_nan=first.dtype.kind == "f")
+    elif hasattr(first, "__dataclass_fields__"):
+        for field in fields(first):  # type: ignore[arg-type]
+            assert_equal(getattr(first, field.name), getattr(second, field.name))
+    elif isinstance(first, tuple):
+        assert isinstance(second, tuple) and len(first) == len(second)
+        for one, other in zip(first, second, strict=True):
+            assert_equal(one, other)
+    else:
+        assert first == second

@@ -186,7 +186,10 @@ def test_kept_work_shares_links_with_the_next_round_and_arrives_at_its_gather() 
 
 def test_late_work_may_be_late_for_many_rounds() -> None:
     """Client 1 arrives at 11.5 s; round after round of client 0 takes 2.5 s and does not wait for it."""
-    scene, gathers, pending, arrivals = Scene(STAR), [], [], []
+    scene = Scene(STAR)
+    gathers: list[float] = []
+    pending: list[tuple[WorkKey, ...]] = []
+    arrivals: list[tuple[WorkKey, ...]] = []
     for number in range(5):
         story = keep_round(number)
         members = [member(story, 0, 1), *([member(story, 1, 10)] if number == 0 else [])]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import random
-from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ import pytest
 from elsa_ray.world.player import Phase, play
 from elsa_ray.world.timeline import Outcome, Timeline, WorldState
 from tests.network.networks import random_network
-from tests.world.stories import Scene, Story, make_network
+from tests.world.stories import Scene, Story, assert_equal, make_network
 
 Times = dict[str, tuple[float, float]]
 
@@ -181,20 +180,3 @@ def test_the_first_state_is_empty_and_begins_at_zero() -> None:
     assert state.clock_seconds == 0.0
     assert len(state.activities) == len(state.work) == 0
     assert state.busy_clients == frozenset()
-
-
-def assert_equal(first: object, second: object) -> None:
-    """Compare nested values, arrays bit for bit with NaN equal to NaN."""
-    assert type(first) is type(second)
-    if isinstance(first, np.ndarray):
-        assert isinstance(second, np.ndarray) and first.dtype == second.dtype
-        assert np.array_equal(first, second, equal_nan=first.dtype.kind == "f")
-    elif hasattr(first, "__dataclass_fields__"):
-        for field in fields(first):  # type: ignore[arg-type]
-            assert_equal(getattr(first, field.name), getattr(second, field.name))
-    elif isinstance(first, tuple):
-        assert isinstance(second, tuple) and len(first) == len(second)
-        for one, other in zip(first, second, strict=True):
-            assert_equal(one, other)
-    else:
-        assert first == second

@@ -1,0 +1,190 @@
+"""The command line: exit codes, one line for wrong input, and what a run leaves behind."""
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import pyarrow.parquet
+import pytest
+import yaml
+
+from elsa_ray.cli import run_command
+
+TEXTS = [
+    f"{topic} {word} {number}" for topic in ("net", "graph") for word in ("one", "two", "red") for number in range(5)
+]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    rows = [{"text": text, "label": text.split()[0]} for text in TEXTS]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = {
+        "name": "small",
+        "task": {"dataset": {"train": "data.jsonl"}, "model": "tiny", "max_length": 8},
+        "topology": {"kind": "hierarchical", "clients": 4, "edges": 2},
+        "protocol": {"name": "elsa", "rounds": 2, "local_steps": 1, "codec": [{"kind": "int8"}]},
+        "numerics": {"precision": "fp32"},
+        "runtime": {"executor": "inline"},
+    }
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(config))
+    (tmp_path / "transfers.csv").write_text("id,src,dst,num_bytes,start_seconds\nx,a,b,1000,0\n")
+    links = [{"source": "a", "target": "b", "bandwidth_bytes_per_second": 1000, "latency_seconds": 0.5}]
+    graph = {"nodes": [{"id": "a"}, {"id": "b"}], "edges": links}
+    (tmp_path / "net.json").write_text(json.dumps(graph))
+    return tmp_path
+
+
+def run_small(folder: Path, *options: str, out: str = "out") -> int:
+    return run_command(["run", str(folder / "small.yaml"), "--out", str(folder / out), *options])
+
+
+def test_a_run_leaves_its_records(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_small(folder) == 0
+    names = {path.name for path in (folder / "out").iterdir()}
+    assert names == {
+        *("config.yaml", "summary.json", "rounds.jsonl", "transfers.parquet", "events.parquet"),
+        *("adapter", "base", "report.html", "run.log"),
+    }
+    summary = json.loads((folder / "out" / "summary.json").read_text())
+    transfers = pyarrow.parquet.read_table(folder / "out" / "transfers.parquet").to_pydict()
+    assert sum(transfers["num_bytes"]) == summary["bytes_total"] == sum(summary["bytes_by_role"].values())
+    assert summary["rounds_completed"] == 2 and summary["stop_reason"] == "rounds"
+    printed = capsys.readouterr().out
+    assert "round 2/2" in printed and "accuracy" in printed
+
+
+def test_the_config_of_a_run_reproduces_it(folder: Path) -> None:
+    assert run_small(folder) == 0
+    again = folder / "again"
+    assert run_command(["run", str(folder / "out" / "config.yaml"), "--out", str(again)]) == 0
+    first, second = (json.loads((path / "summary.json").read_text()) for path in (folder / "out", again))
+    for key in ("accuracy", "loss", "simulated_seconds", "bytes_by_role", "config_sha256", "data_sha256"):
+        assert first[key] == second[key]
+    weights = [(path / "adapter" / "adapter_model.safetensors").read_bytes() for path in (folder / "out", again)]
+    assert weights[0] == weights[1]
+
+
+def test_plan_gives_time_and_bytes_of_the_run(folder: Path) -> None:
+    assert run_small(folder) == 0
+    assert run_command(["plan", str(folder / "small.yaml"), "--out", str(folder / "plan")]) == 0
+    trained, planned = (json.loads((folder / name / "summary.json").read_text()) for name in ("out", "plan"))
+    for key in ("simulated_seconds", "bytes_total", "bytes_by_role", "simulated_energy_joules"):
+        assert trained[key] == planned[key]
+    assert planned["accuracy"] is None and planned["executor"] == "none"
+
+
+def test_a_dry_run_writes_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(folder.iterdir())
+    assert run_command(["run", str(folder / "small.yaml"), "--dry-run"]) == 0
+    assert sorted(folder.iterdir()) == before
+    assert re.search(r"round 1 would take [\d.]+ simulated seconds and [\d,]+ bytes", capsys.readouterr().out)
+
+
+def test_budgets_end_a_run(folder: Path) -> None:
+    assert run_small(folder, "--set", "protocol.rounds=50", "--set", "protocol.stop.num_bytes=1") == 0
+    summary = json.loads((folder / "out" / "summary.json").read_text())
+    assert summary["rounds_completed"] == 1 and summary["stop_reason"] == "num_bytes"
+    assert summary["accuracy"] is not None
+
+
+def test_net_says_when_transfers_finish(folder: Path) -> None:
+    arguments = ["net", str(folder / "net.json"), str(folder / "transfers.csv"), "--out", str(folder / "out.csv")]
+    assert run_command(arguments) == 0
+    with (folder / "out.csv").open() as stream:
+        (row,) = csv.DictReader(stream)
+    assert row == {"id": "x", "start_seconds": "0.0", "finish_seconds": "1.5", "seconds_alone": "1.5"}
+
+
+def test_a_made_topology_carries_a_run(folder: Path) -> None:
+    made = folder / "made.yaml"
+    assert run_command(["topology", "make", "hierarchical", "--clients", "5", "--edges", "2", "--out", str(made)]) == 0
+    assert run_command(["topology", "check", str(made)]) == 0
+    options = ["--set", f"topology={{file: {made}}}", "--set", "protocol.rounds=1"]
+    assert run_small(folder, *options) == 0
+    assert json.loads((folder / "out" / "summary.json").read_text())["clients_total"] == 5
+
+
+@pytest.mark.parametrize("format_", ["table", "json", "csv", "md"])
+def test_compare_shows_runs_side_by_side(folder: Path, format_: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a", "b"):
+        assert run_command(["plan", str(folder / "small.yaml"), "--out", str(folder / name)]) == 0
+    capsys.readouterr()
+    assert run_command(["compare", str(folder / "a"), str(folder / "b"), "--format", format_]) == 0
+    assert capsys.readouterr().out.count("small") >= 2
+
+
+def test_report_can_be_written_again(folder: Path) -> None:
+    assert run_command(["plan", str(folder / "small.yaml"), "--out", str(folder / "a")]) == 0
+    assert run_command(["report", str(folder / "a"), "--out", str(folder / "page.html")]) == 0
+    assert "<svg" in (folder / "page.html").read_text()
+
+
+BAD_RUNS = {
+    "unknown option": (["run", "{small}", "--nope"], "No such option: --nope"),
+    "no config": (["run", "{folder}/missing.yaml"], "missing.yaml: found No such file"),
+    "config is no mapping": (["run", "{folder}/data.jsonl"], "data.jsonl"),
+    "unknown key": (["run", "{small}", "--set", "protocol.ruonds=3"], "protocol.ruonds: .* did you mean rounds?"),
+    "wrong value": (
+        ["run", "{small}", "--set", "protocol.rounds=0"],
+        "protocol.rounds: found 0; allowed: greater than 0",
+    ),
+    "malformed --set": (["run", "{small}", "--set", "rounds"], "--set: found rounds; allowed: KEY.KEY=VALUE"),
+    "split too deep": (["run", "{small}", "--set", "protocol.split.front=4"], "protocol.split: .* front"),
+    "unknown model": (["run", "{small}", "--set", "task.model=tinny"], "task.model: .* did you mean tiny"),
+    "unknown device": (["plan", "{small}", "--set", "world.clients.device=fone"], "world.clients.device: .*phone"),
+    "unknown codec": (["plan", "{small}", "--set", "protocol.codec=[{kind: int9}]"], "kind: found int9; .*int8"),
+    "codec behind int8": (
+        ["plan", "{small}", "--set", "protocol.codec=[{kind: int8}, {kind: sketch}]"],
+        "protocol.codec.activation.1: found sketch behind int8",
+    ),
+    "codec parameter": (
+        ["plan", "{small}", "--set", "protocol.codec=[{kind: sketch, buckets: -1}]"],
+        "protocol.codec.activation.0.buckets: found -1",
+    ),
+    "lora target": (
+        ["plan", "{small}", "--set", "task.lora.targets=[quary]"],
+        "task.lora.targets: .* did you mean query",
+    ),
+    "data file": (["plan", "{small}", "--set", "task.dataset.train=none.jsonl"], "none.jsonl"),
+    "data column": (["plan", "{small}", "--set", "task.dataset.text=txt"], "txt.*text"),
+    "too few examples": (["plan", "{small}", "--set", "topology.clients=400"], "task.partition"),
+    "topology name": (
+        ["plan", "{small}", "--set", "topology={name: metr}"],
+        "topology.name: found metr; .*did you mean metro",
+    ),
+    "topology file": (["plan", "{small}", "--set", "topology={file: x.yaml}"], "x.yaml"),
+    "topology without roles": (["plan", "{small}", "--set", "topology={file: net.json}"], "net.json"),
+    "no GPU": (["plan", "{small}", "--set", "numerics.device=cuda"], "numerics.device: found cuda"),
+    "out is not empty": (["plan", "{small}", "--out", "{folder}"], "--out"),
+    "net: missing file": (["net", "{folder}/net.json", "{folder}/no.csv", "--out", "{folder}/o.csv"], "no.csv"),
+    "net: unknown topology": (
+        ["net", "metr", "{folder}/transfers.csv", "--out", "{folder}/o.csv"],
+        "did you mean metro",
+    ),
+    "net: unknown node": (["net", "metro", "{folder}/transfers.csv", "--out", "{folder}/o.csv"], "transfers.csv row 1"),
+    "net: model": (
+        ["net", "metro", "{folder}/transfers.csv", "--model", "tcpp", "--out", "{folder}/o.csv"],
+        "'--model'",
+    ),
+    "no run": (["compare", "{folder}"], "summary.json|config.yaml"),
+    "address": (
+        ["run", "{small}", "--set", "runtime.executor=ray", "--address", "127.0.0.1:1"],
+        "--address: found 127.0.0.1:1",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_RUNS)
+def test_wrong_input_is_told_in_one_line(case: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments, expected = BAD_RUNS[case]
+    named = {"{small}": str(folder / "small.yaml"), "{folder}": str(folder)}
+    filled = [part.replace("{small}", named["{small}"]).replace("{folder}", named["{folder}"]) for part in arguments]
+    if filled[0] in ("run", "plan") and "--out" not in filled:
+        filled += ["--out", str(folder / "bad")]
+    assert run_command(filled) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    assert re.search(expected, lines[0]), lines[0]
+    assert "Traceback" not in lines[0]
