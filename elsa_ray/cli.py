@@ -166,7 +166,8 @@ def run_command(arguments: Sequence[str]) -> int:
     command = typer.main.get_command(app)
     try:
         with terminable():
-            command.main(list(arguments), prog_name="elsa-ray", standalone_mode=False)
+            # typer turns a KeyboardInterrupt into the exit code that it returns.
+            code = command.main(list(arguments), prog_name="elsa-ray", standalone_mode=False)
     except InputError as error:
         return _say(str(error), 2)
     except _UsageError as error:
@@ -175,12 +176,12 @@ def run_command(arguments: Sequence[str]) -> int:
             return 0
         return _say(_one_line(error), 2)
     except (KeyboardInterrupt, typer.Abort):
-        return _say("interrupted", 130)
+        code = 130
     except Terminated:
         return _say("terminated", 143)
     except Exception as error:
         return _failed(error)
-    return 0
+    return _say("interrupted", 130) if code == 130 else 0
 
 
 def main() -> Any:

@@ -392,10 +392,15 @@ def write_texts(
 
 
 def run_config(dataset: dict[str, str], **sections: Any) -> Any:
-    """Return the config of a tiny fp64 run in this process; a section given is merged over the default."""
+    """Return the config of a tiny fp64 run in this process.
+
+    A section that is given is merged over the default; a topology from a file replaces it.
+    """
+    generated = {} if "file" in sections.get("topology", {}) else {"clients": 6, "edges": 1}
     defaults: dict[str, dict[str, Any]] = {
         "task": {"dataset": dataset, "model": "tiny", "max_length": 16, "lora": {"rank": 4, "alpha": 8.0}},
-        "topology": {"clients": 6, "edges": 1},
+        "topology": generated,
+        "world": {},
         "protocol": {"name": "elsa", "rounds": 2, "local_steps": 2, "batch_size": 4, "wire_dtype": "fp64"},
         "numerics": {"precision": "fp64", "device": "cpu", "cohort": 4},
         "runtime": {"executor": "inline"},

@@ -21,7 +21,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["run", "--help"], ["schema"], ["topology", "list"], ["topology", "check", "metro"], ["net", "--help"]],
+    [["--help"], ["run", "--help"], ["schema"], ["topology", "list"], ["topology", "check", "metro"]],
 )
 def test_light_commands_load_neither_torch_nor_ray(arguments: list[str]) -> None:
     program = (

@@ -8,6 +8,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from elsa_ray.config.errors import InputError, unknown_name
+from elsa_ray.config.section import Section
 
 
 def find_class(where: str, group: str, name: str, built_in: Mapping[str, type]) -> Any:
@@ -20,15 +21,15 @@ def find_class(where: str, group: str, name: str, built_in: Mapping[str, type]) 
         built_in: the classes that the package itself has, by name.
 
     Raises:
-        InputError: nothing goes by that name, or the module cannot be imported.
+        InputError: nothing goes by that name, the module cannot be imported, or the class has no ``Config``.
     """
     if name in built_in:
         return built_in[name]
     if ":" in name:
-        return _import_class(where, name)
+        return _with_config(where, name, _import_class(where, name))
     installed = {point.name: point for point in entry_points(group=group)}
     if name in installed:
-        return installed[name].load()
+        return _with_config(where, name, installed[name].load())
     raise unknown_name(where, name, [*built_in, *installed, "module:Class"])
 
 
@@ -42,3 +43,10 @@ def _import_class(where: str, name: str) -> Any:
         classes = [key for key, value in vars(module).items() if isinstance(value, type)]
         raise unknown_name(where, name, [f"{module_name}:{key}" for key in classes])
     return getattr(module, class_name)
+
+
+def _with_config(where: str, name: str, found: Any) -> Any:
+    config = getattr(found, "Config", None)
+    if not (isinstance(config, type) and issubclass(config, Section)):
+        raise InputError(where, name, "a class with a Config, derived from elsa_ray.config.section.Section")
+    return found

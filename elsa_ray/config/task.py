@@ -46,16 +46,16 @@ class HubDataset(Section):
     max_examples: PositiveInt | None = None
 
 
+# The tags are no keys of a section: pydantic puts them into the path of a mistake, where they must not pass for one.
 def _dataset_kind(value: Any) -> str | None:
-    keys = value.keys() if isinstance(value, dict) else vars(value).keys()
-    for key, kind in (("hub", "hub"), ("train", "files"), ("name", "name")):
-        if key in keys:
-            return kind
-    return None
+    keys = value if isinstance(value, dict) else getattr(value, "__dict__", {})
+    return next((f"{key} dataset" for key in ("hub", "train", "name") if key in keys), None)
 
 
 DatasetConfig = Annotated[
-    Annotated[PydocsDataset, Tag("name")] | Annotated[FileDataset, Tag("files")] | Annotated[HubDataset, Tag("hub")],
+    Annotated[PydocsDataset, Tag("name dataset")]
+    | Annotated[FileDataset, Tag("train dataset")]
+    | Annotated[HubDataset, Tag("hub dataset")],
     Discriminator(
         _dataset_kind,
         custom_error_type="dataset_kind",

@@ -47,15 +47,18 @@ class NamedTopology(Section):
     name: str
 
 
-def _topology_kind(value: Any) -> str:
-    keys = value.keys() if isinstance(value, dict) else vars(value).keys()
-    return next((key for key in ("file", "name") if key in keys), "kind")
+# The tags are no keys of a section: pydantic puts them into the path of a mistake, where they must not pass for one.
+def _topology_kind(value: Any) -> str | None:
+    keys = value if isinstance(value, dict) else getattr(value, "__dict__", None)
+    if keys is None:
+        return None
+    return next((f"{key} topology" for key in ("file", "name") if key in keys), "kind topology")
 
 
 TopologyConfig = Annotated[
-    Annotated[HierarchicalTopology, Tag("kind")]
-    | Annotated[FileTopology, Tag("file")]
-    | Annotated[NamedTopology, Tag("name")],
+    Annotated[HierarchicalTopology, Tag("kind topology")]
+    | Annotated[FileTopology, Tag("file topology")]
+    | Annotated[NamedTopology, Tag("name topology")],
     Discriminator(
         _topology_kind,
         custom_error_type="topology_kind",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from elsa_ray.config.errors import InputError, nearest_name
+from elsa_ray.config.errors import InputError, nearest_name, unknown_name
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -25,11 +26,24 @@ def validate(model: type[Model], data: object, where: str = "") -> Model:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        raise _input_error(error.errors(include_url=False)[0], data, where) from None
+        raise _first_mistake(error.errors(include_url=False), data, where) from None
     except InputError as error:
         if not where:
             raise
         raise InputError(f"{where}.{error.where}", error.found, error.allowed, nearest=error.nearest) from None
+
+
+def _first_mistake(problems: list[Any], data: object, where: str) -> InputError:
+    """Tell the first mistake; of a value that fits no kind of a union, the one inside of it, else all kinds."""
+    first = _input_error(problems[0], data, where)
+    inside = [_input_error(problem, data, where) for problem in problems]
+    deeper = next((error for error in inside if error.where.startswith(f"{first.where}.")), None)
+    if deeper is not None:
+        return deeper
+    alike = [error for error in inside if error.where == first.where]
+    allowed = " or ".join(dict.fromkeys(error.allowed for error in alike))
+    nearest = next((error.nearest for error in alike if error.nearest is not None), None)
+    return InputError(first.where, first.found, allowed, nearest=nearest)
 
 
 def _input_error(problem: Any, data: object, where: str) -> InputError:
@@ -45,8 +59,16 @@ def _input_error(problem: Any, data: object, where: str) -> InputError:
         )
     if problem["type"] == "missing":
         return InputError(field, "nothing", "a value: this field is required")
-    found = problem["input"]
-    expected = problem["ctx"].get("expected") if "ctx" in problem else None
+    found, context = problem["input"], problem.get("ctx", {})
+    if problem["type"] in ("union_tag_not_found", "union_tag_invalid"):
+        key = context["discriminator"].strip("'")
+        if problem["type"] == "union_tag_not_found":
+            return InputError(f"{field}.{key}", "nothing", "a value: this field is required")
+        names = [tag.strip(" '") for tag in context["expected_tags"].split(",")]
+        return unknown_name(f"{field}.{key}", context["tag"], names)
+    if isinstance(found, str) and problem["type"] in ("int_type", "float_type", "bool_type"):
+        found = f"the text '{found}'"
+    expected = context.get("expected")
     names = [part.strip(" '") for part in str(expected).replace(" or ", ", ").split(",")] if expected else []
     nearest = nearest_name(found, names) if isinstance(found, str) else None
     return InputError(field, found, _allowed(problem["msg"]), nearest=nearest)
@@ -71,4 +93,4 @@ def _real_path(loc: tuple[int | str, ...], data: object, *, missing: bool) -> li
 def _allowed(message: str) -> str:
     for opening in ("Value error, ", "Input should be ", "Input should have ", "String should match pattern "):
         message = message.removeprefix(opening)
-    return message
+    return re.sub(r"a valid dictionary( or instance of \w+)?", "a mapping of keys to values", message)

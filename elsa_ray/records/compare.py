@@ -92,12 +92,13 @@ def print_comparison(rows: Sequence[Mapping[str, Any]], kind: str, console: Cons
 
 
 def _rich_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    header, *lines = _human_lines(rows)
-    table = Table()
-    for title in header:
-        table.add_column(title, justify="right" if title in _RIGHT else "left", overflow="fold")
-    for line in lines:
-        table.add_row(*map(escape, line))
+    """A column a run: a terminal has room for many lines, not for many columns."""
+    table = Table(show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    for _ in rows:
+        table.add_column(justify="right", overflow="fold")
+    for title, *figures in zip(*_human_lines(rows), strict=True):
+        table.add_row(title, *map(escape, figures))
     return table
 
 

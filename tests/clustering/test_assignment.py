@@ -182,7 +182,7 @@ def prepared_on(graph: nx.Graph, folder: Path, dataset: dict[str, str], capacity
     path.write_text(json.dumps({"directed": False, "multigraph": False, "nodes": nodes, "edges": links}))
     config = run_config(
         dataset,
-        topology={"file": str(path), **{}},
+        topology={"file": str(path)},
         world={"edges": {"capacity": capacity}},
     )
     return prepare(config)

@@ -80,10 +80,10 @@ def secrets(run: Run, texts: list[str]) -> dict[str, bytes]:
         inside = tokens.ids(index)[1:-1]  # without the special tokens around it
         for size in (2, 4, 8):
             found[f"token ids of text {index}, int{8 * size}"] = inside.astype(f"<i{size}").tobytes()
-    for client, indices in enumerate(setting.task.partition):
-        vectors = {f"client {client}": indices}
+    for number, indices in enumerate(setting.task.partition):
+        vectors = {f"client {number}": indices}
         for finished in run.rounds:
-            key = WorkKey(finished.plan.round_index, 0, client)
+            key = WorkKey(finished.plan.round_index, 0, number)
             batches = examples_of_steps(key, indices, setting.config.protocol, setting.seed)
             vectors |= {f"{key} step {step}": row for step, row in enumerate(batches)}
         for name, rows in vectors.items():

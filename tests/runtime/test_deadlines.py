@@ -31,13 +31,13 @@ def test_a_silent_worker_ends_in_a_timeout_that_names_it(ray_cluster: None) -> N
 
 
 def test_a_dead_worker_is_an_error_that_names_it(ray_cluster: None) -> None:
-    with pytest.raises(WorkerError, match="edge-group-7 to do gather: .*Actor"):
+    with pytest.raises(WorkerError, match=r"edge-group-7 to do gather: .*Actor"):
         asyncio.run(answer_of(Sleeper.remote().die.remote(), 30, "edge-group-7 to do gather"))
 
 
 def test_a_cluster_without_room_is_waited_for_and_then_named(topic_data: Path, ray_cluster: None) -> None:
     config = small_config(topic_data, "runtime.pool_resources.num_cpus=64", "runtime.startup_timeout_seconds=2 s")
-    with pytest.raises(WaitTimeoutError, match="room for .*pool-0, pool-1; free in the cluster"):
+    with pytest.raises(WaitTimeoutError, match=r"room for .*pool-0, pool-1; free in the cluster"):
         execute(config, "ray")
 
 

@@ -30,31 +30,40 @@ def assert_same_run(first: Finished, second: Finished) -> None:
         assert a.results.encoded_bytes == b.results.encoded_bytes
 
 
-@pytest.fixture(scope="module", params=list(PROTOCOLS))
-def inline(request: pytest.FixtureRequest, topic_data: Path) -> tuple[dict, Finished]:
-    protocol = PROTOCOLS[request.param]
-    return protocol, execute(small_config(topic_data, **protocol), "inline")
+@pytest.fixture(scope="module")
+def inline(topic_data: Path) -> dict[str, Finished]:
+    return {name: execute(small_config(topic_data, **protocol), "inline") for name, protocol in PROTOCOLS.items()}
 
 
 @pytest.mark.parametrize(
-    "runtime", ["runtime.pools=1", "runtime.pools=2", "runtime.pools=3", "runtime.clients_per_pool=1"]
+    ("protocol", "runtime"),
+    [
+        ("elsa", "runtime.pools=1"),
+        ("elsa", "runtime.pools=2"),
+        ("elsa", "runtime.pools=3"),
+        ("elsa", "runtime.clients_per_pool=1"),
+        ("fedavg", "runtime.pools=2"),
+    ],
 )
-def test_ray_gives_the_bits_of_inline(runtime: str, inline: tuple, topic_data: Path, ray_cluster: None) -> None:
-    """Pools 1, 2, 3 (more than cores), and one client a pool (six pools)."""
-    protocol, expected = inline
-    assert_same_run(execute(small_config(topic_data, runtime, **protocol), "ray"), expected)
+def test_ray_gives_the_bits_of_inline(
+    protocol: str, runtime: str, inline: dict[str, Finished], topic_data: Path, ray_cluster: None
+) -> None:
+    """Pools 1, 2, 3 (the test cluster has two CPUs), and one client a pool: six pools."""
+    config = small_config(topic_data, runtime, **PROTOCOLS[protocol])
+    assert_same_run(execute(config, "ray"), inline[protocol])
 
 
-def test_none_plans_what_inline_does(inline: tuple, topic_data: Path) -> None:
-    protocol, expected = inline
-    planned = execute(small_config(topic_data, **protocol), "none")
-    assert_same_timeline(planned, expected)
-    assert planned.rounds[-1].report.num_bytes == expected.rounds[-1].report.num_bytes
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_none_plans_what_inline_does(protocol: str, inline: dict[str, Finished], topic_data: Path) -> None:
+    planned = execute(small_config(topic_data, **PROTOCOLS[protocol]), "none")
+    assert_same_timeline(planned, inline[protocol])
+    assert planned.rounds[-1].report.num_bytes == inline[protocol].rounds[-1].report.num_bytes
 
 
-def test_training_changes_the_adapters(inline: tuple) -> None:
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_training_changes_the_adapters(protocol: str, inline: dict[str, Finished]) -> None:
     """Guards the comparisons above: equal because nothing moved would be no proof."""
-    _, run = inline
+    run = inline[protocol]
     first, last = run.rounds[0].state.adapters, run.rounds[-1].state.adapters
     assert any(not np.array_equal(first[name].numpy(), last[name].numpy()) for name in first)
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from elsa_ray.codecs.wire import HEADER_BYTES
 from elsa_ray.config.errors import InputError
 from elsa_ray.runtime.failure import WorkerError
 from tests.runtime.runs import execute, same_adapters, small_config
@@ -23,7 +24,7 @@ def test_it_halves_the_bodies(topic_data: Path) -> None:
     plain = execute(small_config(topic_data), "inline").rounds[0]
     halved = execute(small_config(topic_data, codec=[{"kind": HALVING}]), "inline").rounds[0]
     for role in ("activation_down", "gradient_up", "gradient_down"):
-        headers = 48 * 6 * 2  # six clients, two steps
+        headers = HEADER_BYTES * 6 * 2  # six clients, two steps
         assert halved.results.encoded_bytes[role] - headers == (plain.results.encoded_bytes[role] - headers) / 2
 
 
@@ -50,5 +51,5 @@ def test_a_failure_names_client_round_and_stage(executor: str, topic_data: Path,
 @pytest.mark.parametrize("executor", ["inline", "ray"])
 def test_a_payload_of_another_size_than_planned_is_an_error(executor: str, topic_data: Path, ray_cluster: None) -> None:
     config = small_config(topic_data, codec=[{"kind": "tests.runtime.halving_codec:Lying"}])
-    with pytest.raises(WorkerError, match="activation_up has .* bytes, planned: "):
+    with pytest.raises(WorkerError, match=r"activation_up has .* bytes, planned: "):
         execute(config, executor)
