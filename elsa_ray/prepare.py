@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from elsa_ray.model.adapters import Adapters, initial_adapters, make_layout
 from elsa_ray.model.families import family_of
 from elsa_ray.model.tripartite import TripartiteModel
 from elsa_ray.network.generate import make_network
+from elsa_ray.network.graph import Network
 from elsa_ray.network.routes import Router
 from elsa_ray.protocols.elsa import Elsa
 from elsa_ray.protocols.fedavg import FedAvg
@@ -56,8 +58,8 @@ def prepare(config: ExperimentConfig) -> Prepared:
     Raises:
         InputError: anything in config, data or topology is wrong.
     """
-    config = config.model_copy(update={"numerics": resolve_numerics(config.numerics)})
     network = make_network(config.topology, config.seed, Path())
+    config = _resolved(config, network)
     task = load_task(config.task, num_clients=len(network.clients), seed=config.seed, base_folder=Path())
     causal_lm = config.task.kind == "causal_lm"
     family = family_of(task.backbone.config)
@@ -84,6 +86,16 @@ def prepare(config: ExperimentConfig) -> Prepared:
         network, router, client_device=client_device, edge_device=edge_device, edge_slots=config.world.edges.slots
     )
     return Prepared(config, setting, protocol(config.protocol, setting), world)
+
+
+def _resolved(config: ExperimentConfig, network: Network) -> ExperimentConfig:
+    """Return the config with every ``auto`` that can change a number decided, to be stored with the run."""
+    numerics = resolve_numerics(config.numerics)
+    if numerics.edges_per_group == "auto":
+        members = config.protocol.participation * len(network.clients) / len(network.edges)
+        needed = math.ceil(numerics.cohort / members)
+        numerics = numerics.model_copy(update={"edges_per_group": min(needed, len(network.edges))})
+    return config.model_copy(update={"numerics": numerics})
 
 
 def make_chains(config: ExperimentConfig) -> Chains:

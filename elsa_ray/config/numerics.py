@@ -18,5 +18,5 @@ class NumericsConfig(Section):
     """``auto`` is cuda where there is one; resolved once and stored."""
     cohort: Annotated[int, Field(gt=0)] = 16
     """Clients trained as one batch."""
-    edges_per_group: Annotated[int, Field(gt=0)] = 1
-    """Edges hosted by one actor, whose clients may share cohorts."""
+    edges_per_group: Annotated[int, Field(gt=0)] | Literal["auto"] = "auto"
+    """Edges hosted by one actor, whose clients may share cohorts; ``auto`` takes as many as fill a cohort."""

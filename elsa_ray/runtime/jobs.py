@@ -69,7 +69,9 @@ def host_of_node(setting: Setting, node: int) -> str:
     if node == setting.cloud:
         return CLOUD
     position = setting.network.edges.tolist().index(node)
-    return f"edge-group-{position // setting.config.numerics.edges_per_group}"
+    edges_per_group = setting.config.numerics.edges_per_group
+    assert isinstance(edges_per_group, int), "auto is resolved before a run"
+    return f"edge-group-{position // edges_per_group}"
 
 
 def host_names(setting: Setting) -> list[str]:

@@ -31,7 +31,7 @@ def small_config(data: Path, *overrides: str, **protocol: Any) -> Any:
         },
         "topology": {"kind": "hierarchical", "clients": 6, "edges": 2},
         "protocol": {"name": "elsa", "rounds": 2, "local_steps": 2, "batch_size": 4, **protocol},
-        "numerics": {"precision": "fp32", "device": "cpu", "cohort": 2},
+        "numerics": {"precision": "fp32", "device": "cpu", "cohort": 2, "edges_per_group": 1},
     }
     return make_config(values, overrides)
 

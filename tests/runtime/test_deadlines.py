@@ -36,13 +36,13 @@ def test_a_dead_worker_is_an_error_that_names_it(ray_cluster: None) -> None:
 
 
 def test_a_cluster_without_room_is_waited_for_and_then_named(topic_data: Path, ray_cluster: None) -> None:
-    config = small_config(topic_data, "runtime.pool_resources.num_cpus=64", "runtime.startup_timeout_seconds=2 s")
+    config = small_config(topic_data, "runtime.pool_resources.num_cpus=64", "runtime.startup_timeout_seconds=1 s")
     with pytest.raises(WaitTimeoutError, match=r"room for .*pool-0, pool-1; free in the cluster"):
         execute(config, "ray")
 
 
 def test_a_cluster_that_was_found_keeps_running_and_no_actor_is_left(topic_data: Path, ray_cluster: None) -> None:
-    execute(small_config(topic_data, "protocol.rounds=1"), "ray")
+    execute(small_config(topic_data, "protocol.rounds=1", "runtime.pools=1", "numerics.edges_per_group=2"), "ray")
     assert ray.is_initialized()
     deadline = time.monotonic() + 20
     while ray.cluster_resources()["CPU"] != ray.available_resources().get("CPU") and time.monotonic() < deadline:

@@ -11,10 +11,11 @@ from tests.runtime.runs import execute, same_adapters, small_config
 from tests.runtime.test_executors_agree import assert_same_run, assert_same_timeline
 
 HALVING = "tests.runtime.halving_codec:Halving"
+FEW_ACTORS = ("runtime.pools=1", "numerics.edges_per_group=2")
 
 
 def test_it_runs_through_inline_ray_and_none(topic_data: Path, ray_cluster: None) -> None:
-    config = small_config(topic_data, codec=[{"kind": HALVING, "offset": 1}])
+    config = small_config(topic_data, *FEW_ACTORS, codec=[{"kind": HALVING, "offset": 1}])
     inline = execute(config, "inline")
     assert_same_run(execute(config, "ray"), inline)
     assert_same_timeline(execute(config, "none"), inline)
@@ -42,7 +43,7 @@ def test_its_own_model_validates_its_parameters(topic_data: Path) -> None:
 
 @pytest.mark.parametrize("executor", ["inline", "ray"])
 def test_a_failure_names_client_round_and_stage(executor: str, topic_data: Path, ray_cluster: None) -> None:
-    config = small_config(topic_data, codec=[{"kind": "tests.runtime.halving_codec:Refusing"}])
+    config = small_config(topic_data, *FEW_ACTORS, codec=[{"kind": "tests.runtime.halving_codec:Refusing"}])
     with pytest.raises(WorkerError, match=r"training: round 0, client .*4.*ValueError: a planted fault") as caught:
         execute(config, executor)
     assert "halving_codec.py" in caught.value.cause_traceback
@@ -50,6 +51,6 @@ def test_a_failure_names_client_round_and_stage(executor: str, topic_data: Path,
 
 @pytest.mark.parametrize("executor", ["inline", "ray"])
 def test_a_payload_of_another_size_than_planned_is_an_error(executor: str, topic_data: Path, ray_cluster: None) -> None:
-    config = small_config(topic_data, codec=[{"kind": "tests.runtime.halving_codec:Lying"}])
+    config = small_config(topic_data, *FEW_ACTORS, codec=[{"kind": "tests.runtime.halving_codec:Lying"}])
     with pytest.raises(WorkerError, match=r"activation_up has .* bytes, planned: "):
         execute(config, executor)
