@@ -96,6 +96,11 @@ def encode_adapters(chain: CodecChain, role: Role, tensors: list[Tensor], contex
     return _frame(chain, role, context, (len(tensors), 0, 0), body)
 
 
+def encode_frozen(tensors: list[Tensor], context: CodecContext) -> bytes:
+    """Encode frozen weights in fp32, one tensor after another: the content of ``weights_down``."""
+    return encode_adapters(CodecChain([], "fp32"), Role.WEIGHTS_DOWN, tensors, context)
+
+
 def decode_adapters(
     chain: CodecChain, role: Role, payload: bytes, shapes: list[tuple[int, ...]], context: CodecContext
 ) -> list[Tensor]:

@@ -37,10 +37,15 @@ class LoraLinear(nn.Module):
 
 
 class FullLinear(nn.Module):
-    """``x W_c + b_c`` with a weight of its own for each client: the trained head."""
+    """``x W_c + b_c`` with a weight of its own for each client: the trained head.
 
-    def __init__(self) -> None:
+    Args:
+        base: the layer as the backbone has it; kept because it is part of the weights that a node gets.
+    """
+
+    def __init__(self, base: nn.Module) -> None:
         super().__init__()
+        self.base = base
         self.bound: dict[str, Tensor] = {}
 
     def forward(self, x: Tensor) -> Tensor:

@@ -26,6 +26,8 @@ class Family(ABC):
     model_types: tuple[str, ...]
     default_targets: tuple[str, ...]
     """Names of the linear layers that get an adapter with ``targets: auto``: query and value."""
+    embedding_paths: tuple[str, ...]
+    """What stands in front of the blocks."""
 
     @abstractmethod
     def shape(self, config: PretrainedConfig, *, causal_lm: bool) -> ModelShape:
@@ -56,6 +58,7 @@ class EncoderFamily(Family):
     name = "encoder"
     model_types = ("bert", "roberta")
     default_targets = ("query", "value")
+    embedding_paths = ("bert.embeddings.", "roberta.embeddings.")
 
     def shape(self, config: PretrainedConfig, *, causal_lm: bool) -> ModelShape:
         """Describe a BERT-family classifier."""
@@ -128,6 +131,7 @@ class LlamaFamily(Family):
     name = "llama"
     model_types = ("llama", "mistral", "qwen2")
     default_targets = ("q_proj", "v_proj")
+    embedding_paths = ("model.embed_tokens.",)
 
     def shape(self, config: PretrainedConfig, *, causal_lm: bool) -> ModelShape:
         """Describe a Llama-family model."""
@@ -192,6 +196,7 @@ class Gpt2Family(Family):
     name = "gpt2"
     model_types = ("gpt2",)
     default_targets = ("c_attn",)
+    embedding_paths = ("transformer.wte.", "transformer.wpe.")
 
     def shape(self, config: PretrainedConfig, *, causal_lm: bool) -> ModelShape:
         """Describe a GPT-2 model."""

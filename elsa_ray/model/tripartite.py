@@ -5,7 +5,7 @@ Shapes: C clients, N = C·B texts, S tokens, D hidden width, K classes, V vocabu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +65,18 @@ class TripartiteModel:
         is_classification_of_one_state = logits.dim() == 3 and not self.shape.head[-1].per_token
         return logits[:, 0] if is_classification_of_one_state else logits
 
+    def frozen_tensors(self, split: Split, parts: Collection[Part]) -> list[Tensor]:
+        """Return the frozen weights of some parts, embeddings and head included, in the order of their names."""
+        named = sorted(self.model.named_parameters())
+        return [tensor for name, tensor in named if self._part_of_frozen(name, split) in parts]
+
+    def _part_of_frozen(self, name: str, split: Split) -> Part:
+        in_block = name.removeprefix(f"{self.shape.block_path}.")
+        if in_block != name:
+            return split.part_of(int(in_block.partition(".")[0]))
+        is_embedding = name.startswith(self.family.embedding_paths)
+        return Part.FRONT if is_embedding or not split.is_cut else Part.BACK
+
     def _run_blocks(self, hidden_NSD: Tensor, mask_NS: Tensor, adapters: Mapping[str, Tensor], layers: range) -> Tensor:
         if not layers:
             return hidden_NSD
@@ -85,7 +97,7 @@ def _insert_cohort_layers(model: nn.Module, shape: ModelShape, layout: AdapterLa
             path = f"{shape.block_path}.{layer}.{target}"
             layers[path] = LoraLinear(model.get_submodule(path), layout.scaling)
     for path in layout.trained_head:
-        layers[path] = FullLinear()
+        layers[path] = FullLinear(model.get_submodule(path))
     for path, cohort_layer in layers.items():
         parent, _, name = path.rpartition(".")
         setattr(model.get_submodule(parent), name, cohort_layer)

@@ -5,7 +5,6 @@ Loop, weights and message placement are the cards' reconstruction of the paper.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from elsa_ray.config.protocol import ElsaConfig
 from elsa_ray.model.adapters import Adapters
 from elsa_ray.model.cost import StepFlops, frozen_num_bytes, step_flops
 from elsa_ray.model.split import Part, cut
+from elsa_ray.protocols.frozen import send_frozen_to_clients
 from elsa_ray.protocols.local_work import FP32_BYTES, LocalWork, adapter_bytes, local_work
 from elsa_ray.protocols.protocol import Protocol, ProtocolState
 from elsa_ray.protocols.sampling import sample_clients
@@ -76,13 +76,13 @@ class Elsa(Protocol):
         setting = self.setting
         whole_bytes, whole_fp32 = adapter_bytes(setting, setting.layout.tensors)
         whole: dict[str, Any] = {"num_bytes": whole_bytes, "uncompressed_bytes": whole_fp32, "client": -1}
-        frozen = self._send_frozen(builder, state, edge, members)
+        frozen = self._send_frozen_to_edge(builder, state, edge)
         (opener,) = builder.transfers(
-            source=setting.cloud, target=edge, label=Role.ADAPTER_DOWN, after=frozen.edge, **whole
+            source=setting.cloud, target=edge, label=Role.ADAPTER_DOWN, after=frozen, **whole
         ).tolist()
         gather = -1
         for edge_round in range(self.config.edge_rounds):
-            uploads = self._plan_edge_round(builder, edge, members, edge_round, opener, frozen)
+            uploads = self._plan_edge_round(builder, state, edge, members, edge_round, opener)
             gather = builder.gather(
                 edge,
                 uploads if len(uploads) else opener,
@@ -97,7 +97,7 @@ class Elsa(Protocol):
         return int(upload)
 
     def _plan_edge_round(
-        self, builder: PlanBuilder, edge: int, members: Ints, edge_round: int, opener: int, frozen: _FrozenSends
+        self, builder: PlanBuilder, state: ProtocolState, edge: int, members: Ints, edge_round: int, opener: int
     ) -> Ints:
         """Plan the members' split training in one edge round; returns the rows of their uploads."""
         setting, split = self.setting, self.split
@@ -116,37 +116,32 @@ class Elsa(Protocol):
             gather=builder.num_gathers,
         )
         nodes = setting.network.clients[members].astype(np.int64)
+        frozen = np.full(len(members), -1, np.int64)
+        if edge_round == 0:
+            frozen = send_frozen_to_clients(builder, setting, state, split, members, items)
         held = setting.layout.part(split, Part.FRONT, Part.BACK)
         num_bytes, fp32 = adapter_bytes(setting, held)
         message: dict[str, Any] = {"client": members, "num_bytes": num_bytes, "uncompressed_bytes": fp32, "work": items}
         down = builder.transfers(source=edge, target=nodes, label=Role.ADAPTER_DOWN, after=opener, **message)
-        if edge_round == 0:
-            builder.depend(down, frozen.clients)
+        builder.depend(down, frozen)
         trained = _SplitSteps(builder, setting, self._flops, work, edge, members, nodes, items).plan(down)
         return builder.transfers(source=nodes, target=edge, label=Role.ADAPTER_UP, after=trained, **message)
 
-    def _send_frozen(self, builder: PlanBuilder, state: ProtocolState, edge: int, members: Ints) -> _FrozenSends:
-        """Plan ``weights_down`` to the nodes that lack their frozen blocks; nothing when they are preloaded."""
-        none = np.full(len(members), -1, np.int64)
-        if self.setting.config.task.preloaded:
-            return _FrozenSends(-1, none)
-        setting, cloud = self.setting, self.setting.cloud
-        to_edge = -1
-        if edge not in state.loaded_nodes:
-            size = frozen_num_bytes(setting.shape, self.split, Part.MIDDLE, FP32_BYTES)
-            message = {"num_bytes": HEADER_BYTES + size, "uncompressed_bytes": size, "client": -1}
-            (to_edge,) = builder.transfers(source=cloud, target=edge, label=Role.WEIGHTS_DOWN, **message).tolist()
-        lacking = np.array([client not in state.loaded_clients for client in members.tolist()], bool)
-        if not lacking.any():
-            return _FrozenSends(to_edge, none)
-        size = sum(frozen_num_bytes(setting.shape, self.split, part, FP32_BYTES) for part in (Part.FRONT, Part.BACK))
-        message = {"num_bytes": HEADER_BYTES + size, "uncompressed_bytes": size}
-        nodes = setting.network.clients[members[lacking]].astype(np.int64)
-        rows = none.copy()
-        rows[lacking] = builder.transfers(
-            source=cloud, target=nodes, label=Role.WEIGHTS_DOWN, client=members[lacking], **message
-        )
-        return _FrozenSends(to_edge, rows)
+    def _send_frozen_to_edge(self, builder: PlanBuilder, state: ProtocolState, edge: int) -> int:
+        """Plan ``weights_down`` to an edge that lacks its frozen blocks; returns the row, -1 where nothing is sent."""
+        setting = self.setting
+        if setting.config.task.preloaded or edge in state.loaded_nodes:
+            return -1
+        size = frozen_num_bytes(setting.shape, self.split, Part.MIDDLE, FP32_BYTES)
+        (row,) = builder.transfers(
+            source=setting.cloud,
+            target=edge,
+            label=Role.WEIGHTS_DOWN,
+            num_bytes=HEADER_BYTES + size,
+            uncompressed_bytes=size,
+            client=-1,
+        ).tolist()
+        return int(row)
 
     def _round_trip_seconds(self) -> npt.NDArray[np.float64]:
         """Estimate one step of each client through each edge, with its usual batch."""
@@ -171,14 +166,6 @@ class Elsa(Protocol):
             down_bytes_N=down[:, 0].astype(np.float64),
             compute_seconds_NK=np.repeat(seconds_N[:, None], len(setting.network.edges), axis=1),
         )
-
-
-@dataclass(frozen=True)
-class _FrozenSends:
-    """Rows of the transfers of frozen blocks: to the edge, and to each member; -1 where there is none."""
-
-    edge: int
-    clients: Ints
 
 
 class _SplitSteps:

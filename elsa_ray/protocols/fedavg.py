@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from elsa_ray.codecs.wire import HEADER_BYTES
 from elsa_ray.config.protocol import FedAvgConfig
 from elsa_ray.model.adapters import Adapters
-from elsa_ray.model.cost import frozen_num_bytes, step_flops
-from elsa_ray.model.split import Part, whole
-from elsa_ray.protocols.local_work import FP32_BYTES, adapter_bytes, local_work
+from elsa_ray.model.cost import step_flops
+from elsa_ray.model.split import whole
+from elsa_ray.protocols.frozen import send_frozen_to_clients
+from elsa_ray.protocols.local_work import adapter_bytes, local_work
 from elsa_ray.protocols.protocol import Protocol, ProtocolState
 from elsa_ray.protocols.sampling import sample_clients
 from elsa_ray.protocols.setting import Setting
@@ -24,7 +24,6 @@ class FedAvg(Protocol):
     """Whole-model training on the clients; the edges only route."""
 
     Config = FedAvgConfig
-    trains_through_edges = False
 
     def __init__(self, config: FedAvgConfig, setting: Setting) -> None:
         super().__init__(config, setting)
@@ -62,19 +61,8 @@ class FedAvg(Protocol):
         nodes = setting.network.clients[clients].astype(np.int64)
         num_bytes, fp32 = adapter_bytes(setting, setting.layout.tensors)
         message: dict[str, Any] = {"client": clients, "num_bytes": num_bytes, "uncompressed_bytes": fp32, "work": items}
-        down = builder.transfers(source=setting.cloud, target=nodes, label=Role.ADAPTER_DOWN, **message)
-        lacking = np.array([client not in state.loaded_clients for client in clients.tolist()], bool)
-        if not setting.config.task.preloaded and lacking.any():
-            size = frozen_num_bytes(setting.shape, self.split, Part.FRONT, FP32_BYTES)
-            weights = builder.transfers(
-                source=setting.cloud,
-                target=nodes[lacking],
-                label=Role.WEIGHTS_DOWN,
-                client=clients[lacking],
-                num_bytes=HEADER_BYTES + size,
-                uncompressed_bytes=size,
-            )
-            builder.depend(down[lacking], weights)
+        frozen = send_frozen_to_clients(builder, setting, state, self.split, clients, items)
+        down = builder.transfers(source=setting.cloud, target=nodes, label=Role.ADAPTER_DOWN, after=frozen, **message)
         trained = builder.computations(
             node=nodes,
             client=clients,

@@ -15,7 +15,8 @@ from elsa_ray.protocols.setting import Setting
 from elsa_ray.training.cohort import VersionKey
 from elsa_ray.training.evaluation import Score
 from elsa_ray.world.plan import ActivityKind, Plan, WorkKey
-from elsa_ray.world.timeline import Timeline, WorldState
+from elsa_ray.world.roles import Role
+from elsa_ray.world.timeline import Outcome, Timeline, WorldState
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class ProtocolState:
         adapters: the global model's; None in a timing-only run.
         versions: older models that work still under way has started from.
         edge_of_client: node index of each client's edge, -1 for a parked one; empty where edges play no part.
-        loaded_clients, loaded_nodes: those that hold their frozen blocks already.
+        loaded_clients: those that hold their frozen blocks already.
+        loaded_nodes: edges to which theirs were sent.
         simulated_seconds, num_bytes: spent so far.
     """
 
@@ -89,7 +91,6 @@ class Protocol(ABC):
     """
 
     Config: ClassVar[type[ProtocolConfig]]
-    trains_through_edges: ClassVar[bool] = True
 
     def __init__(self, config: Any, setting: Setting) -> None:
         self.config = config
@@ -118,7 +119,7 @@ class Protocol(ABC):
             versions={**results.versions},
             simulated_seconds=timeline.end_seconds,
             num_bytes=num_bytes,
-            loaded_clients=state.loaded_clients | {key.client for key in arrived},
+            loaded_clients=state.loaded_clients | _newly_loaded(timeline),
             loaded_nodes=state.loaded_nodes | {int(node) for node in plan.gathers.node},
         )
         report = RoundReport(
@@ -144,6 +145,14 @@ class Protocol(ABC):
         if stop.num_bytes is not None and state.num_bytes >= stop.num_bytes:
             return "num_bytes"
         return None
+
+
+def _newly_loaded(timeline: Timeline) -> set[int]:
+    """Return the clients whose frozen blocks have arrived."""
+    activities = timeline.activities
+    is_weights = (activities.kind == ActivityKind.TRANSFER) & (activities.label == Role.WEIGHTS_DOWN)
+    loaded = activities.client[is_weights & (timeline.outcome == Outcome.DONE)]
+    return {int(client) for client in loaded if client >= 0}
 
 
 def _clients(keys: Any) -> tuple[int, ...]:

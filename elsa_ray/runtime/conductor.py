@@ -92,6 +92,8 @@ class Conductor:
             own = {version: model for version, model in versions.items() if host_of_version[version] == name}
             await self._workers.call_host(name, "begin_round", own)
         await self._workers.call_host(CLOUD, "begin_global_round", job.round_index, self._cloud_node, adapters)
+        for frozen in job.frozen:
+            await self._workers.call_host(CLOUD, "send_frozen", frozen)
         groups = [host for host in job.hosts if host.host != CLOUD]
         await _all(self._run_edge_group(host, job, books, free_pools) for host in groups)
         for host in job.hosts:

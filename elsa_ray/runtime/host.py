@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from elsa_ray.aggregation.weighted import is_finite, weighted_mean
+from elsa_ray.codecs.wire import encode_frozen
 from elsa_ray.model.adapters import Adapters
 from elsa_ray.model.split import Part
 from elsa_ray.model.tripartite import TripartiteModel
 from elsa_ray.runtime.failure import naming
-from elsa_ray.runtime.jobs import GatherJob
+from elsa_ray.runtime.jobs import FrozenJob, GatherJob
 from elsa_ray.training.client import EdgeRequest
 from elsa_ray.training.cohort import ByteMeter, Cohort, VersionKey
 from elsa_ray.training.edge import EdgeCohort
@@ -145,6 +146,16 @@ class Cloud(ModelHost):
         exact = self._recipe.chains.adapter.size_is_exact
         self._meter.charge(Role.ADAPTER_DOWN, payload, planned, exact=exact, who=f"edge node {node}")
         return payload
+
+    def send_frozen(self, job: FrozenJob) -> None:
+        """Encode frozen weights as they go to nodes that lack them.
+
+        Every worker has the backbone already, so the payload is measured and not delivered.
+        """
+        context = self._recipe.trunk_context(self._start.round_index, self._start.node, Role.WEIGHTS_DOWN)
+        payload = encode_frozen(self._model.frozen_tensors(job.split, job.parts), context)
+        for _ in range(job.count):
+            self._meter.charge(Role.WEIGHTS_DOWN, payload, job.num_bytes, exact=True, who="frozen weights")
 
     def receive_model(self, node: int, payload: bytes, weight: int) -> None:
         """Take an edge's model and the number of examples behind it."""

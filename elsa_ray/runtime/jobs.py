@@ -5,6 +5,7 @@ A host is what holds models and gathers: the cloud, or an edge group (a fixed se
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -15,8 +16,9 @@ from elsa_ray.model.split import Part, Split
 from elsa_ray.protocols.local_work import adapter_bytes, planned_step_bytes
 from elsa_ray.protocols.setting import Setting
 from elsa_ray.training.cohort import STEP_ROLES, Cohort, Member, VersionKey
-from elsa_ray.world.plan import Plan, WorkKey
-from elsa_ray.world.timeline import Timeline
+from elsa_ray.world.plan import ActivityKind, Plan, WorkKey
+from elsa_ray.world.roles import Role
+from elsa_ray.world.timeline import Outcome, Timeline
 
 CLOUD = "cloud"
 
@@ -56,12 +58,30 @@ class HostJob:
 
 
 @dataclass(frozen=True)
+class FrozenJob:
+    """Frozen weights of some parts that the cloud sent to ``count`` nodes in this round, ``num_bytes`` to each."""
+
+    split: Split
+    parts: tuple[Part, ...]
+    num_bytes: int
+    count: int
+
+
+@dataclass(frozen=True)
 class RoundJob:
-    """All hosts' parts of a round; ``trunk_bytes`` is the size of a whole adapter set between edge and cloud."""
+    """All hosts' parts of a round.
+
+    Attributes:
+        round_index: which.
+        hosts: their parts.
+        trunk_bytes: size of a whole adapter set between edge and cloud.
+        frozen: weights that went to nodes that lacked them.
+    """
 
     round_index: int
     hosts: tuple[HostJob, ...]
     trunk_bytes: int
+    frozen: tuple[FrozenJob, ...]
 
 
 def host_of_node(setting: Setting, node: int) -> str:
@@ -98,7 +118,22 @@ def round_job(setting: Setting, plan: Plan, timeline: Timeline) -> RoundJob:
         nodes = tuple(dict.fromkeys(gather.node for gather in own if gather.node != setting.cloud))
         hosts.append(HostJob(host, nodes, stages, tuple(sorted(kept_versions.get(host, ())))))
     trunk_bytes, _ = adapter_bytes(setting, setting.layout.tensors)
-    return RoundJob(plan.round_index, tuple(hosts), trunk_bytes)
+    return RoundJob(plan.round_index, tuple(hosts), trunk_bytes, _frozen_jobs(setting, timeline))
+
+
+def _frozen_jobs(setting: Setting, timeline: Timeline) -> tuple[FrozenJob, ...]:
+    """Return the frozen weights that arrived in this timeline, once for each content."""
+    activities, work = timeline.activities, timeline.work
+    arrived = (activities.kind == ActivityKind.TRANSFER) & (activities.label == Role.WEIGHTS_DOWN)
+    counts: Counter[tuple[Split, tuple[Part, ...], int]] = Counter()
+    for row in np.flatnonzero(arrived & (timeline.outcome == Outcome.DONE)).tolist():
+        is_edge = int(activities.client[row]) < 0
+        of_edge = np.flatnonzero(work.edge == activities.target[row])
+        item = int(of_edge[0]) if is_edge else int(activities.work[row])
+        split = Split(int(work.front[item]), int(work.middle[item]), int(work.back[item]))
+        parts = (Part.MIDDLE,) if is_edge else (Part.FRONT, Part.BACK)
+        counts[split, parts, int(activities.num_bytes[row])] += 1
+    return tuple(FrozenJob(*content, count) for content, count in counts.items())
 
 
 def _stage(
