@@ -71,7 +71,8 @@ def run(
         WorkerError: a worker failed; all finished rounds are kept in the folder.
     """
     console = console or Console(quiet=True)
-    prepared = prepare(_read(config, overrides))
+    with console.status("preparing data, network and plan"):
+        prepared = prepare(_read(config, overrides))
     with RunFolder.create(out, prepared.config) as folder, logged_to(folder.path / "run.log"):
         return _Recorder(prepared, folder, console).record(address)
 
@@ -98,7 +99,8 @@ def compare(runs: Sequence[str | Path]) -> list[dict[str, Any]]:
 
 def dry_run(config: ConfigSource, *, overrides: Sequence[str] = (), console: Console) -> None:
     """Check an experiment and show what its first round would cost, without training and without a run folder."""
-    prepared = prepare(_read(config, overrides))
+    with console.status("preparing data, network and plan"):
+        prepared = prepare(_read(config, overrides))
     print_start(prepared.setting, console)
     with NoExecutor() as executor:
         first = next(rounds(prepared, prepared.protocol.start(None), executor))
@@ -155,9 +157,10 @@ class _Recorder:
             worker_memory_bytes=self._worker_memory_bytes,
         )
         self._folder.finish(summary)
-        if self._state.adapters is not None:
-            export_adapter(self._folder.path, self._state.adapters, self._prepared.setting)
-        write_report(self._folder.path)
+        with self._console.status("writing adapter and report"):
+            if self._state.adapters is not None:
+                export_adapter(self._folder.path, self._state.adapters, self._prepared.setting)
+            write_report(self._folder.path)
         print_summary(summary, self._folder.path, self._console)
         return Run(self._folder.path, summary, self._state.adapters)
 

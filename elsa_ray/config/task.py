@@ -119,7 +119,7 @@ class TaskConfig(Section):
     model: str = "minilm"
     """``minilm`` (packaged), ``tiny`` (random BERT), ``tiny_llama``, ``tiny_gpt2``, a local folder, or a hub id."""
     lora: LoraConfig = LoraConfig()
-    max_length: PositiveInt = 64
-    """Longest text in tokens; longer ones are cut."""
+    max_length: Annotated[int, Field(gt=0, le=65_535)] = 64
+    """Longest text in tokens; longer ones are cut. A payload tells a text's length in two bytes."""
     preloaded: bool = True
     """The frozen blocks lie on the devices already; if false, sending them once is charged as weights_down."""

@@ -41,6 +41,7 @@ class RunProgress:
         self._num_rounds = setting.config.protocol.rounds
         self._num_clients = setting.num_clients
         self._bar: Progress | None = None
+        self._last_status = ""
         self._task: TaskID | None = None
 
     def __enter__(self) -> Self:
@@ -65,8 +66,9 @@ class RunProgress:
         """Tell what is going on before the first round or between two."""
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, description=escape(text))
-        else:
+        elif text != self._last_status:
             self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self._last_status = text
 
     def round(self, round_: Round) -> None:
         """Show a round that has ended."""

@@ -40,7 +40,10 @@ def join_cluster(address: str | None) -> Cluster:
         InputError: nothing answers at the address.
     """
     if ray.is_initialized():
-        return Cluster(ray.get_runtime_context().gcs_address, is_ours=False)
+        connected = ray.get_runtime_context().gcs_address
+        if address not in (None, "auto", connected):
+            raise InputError("--address", address, f"{connected}: this process is connected to that cluster already")
+        return Cluster(connected, is_ours=False)
     where = "--address" if address else "RAY_ADDRESS"
     address = address or os.environ.get("RAY_ADDRESS") or None
     quiet: dict[str, Any] = {
