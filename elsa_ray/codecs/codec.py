@@ -23,7 +23,7 @@ class CodecContext:
     Attributes:
         seed: the run's seed.
         round_index, edge_round, step: when; ``step`` is -1 for adapters.
-        client: index of the client, -1 between edge and cloud.
+        client: index of the client; between the cloud and an edge -2 minus the edge's node index.
         role: the payload's role label.
     """
 

@@ -20,7 +20,6 @@ from elsa_ray.model.split import Part, cut
 from elsa_ray.protocols.frozen import send_frozen_to_clients
 from elsa_ray.protocols.local_work import FP32_BYTES, LocalWork, adapter_bytes, local_work
 from elsa_ray.protocols.protocol import Protocol, ProtocolState
-from elsa_ray.protocols.sampling import sample_clients
 from elsa_ray.protocols.setting import Setting
 from elsa_ray.world.plan import Ints, Plan, PlanBuilder, Stage
 from elsa_ray.world.roles import Role
@@ -54,13 +53,7 @@ class Elsa(Protocol):
         setting, policy = self.setting, self.setting.config.world.round_policy
         edge_of_client = np.array(state.edge_of_client, np.int64)
         parked = np.flatnonzero(edge_of_client == PARKED).tolist()
-        sampled = sample_clients(
-            setting.num_clients,
-            self.config.participation,
-            seed=setting.seed,
-            round_index=state.round_index,
-            absent={*parked, *world_state.busy_clients},
-        )
+        sampled = self.sample(state, world_state, parked)
         builder = PlanBuilder(state.round_index)
         uploads = []
         for edge in setting.network.edges.tolist():

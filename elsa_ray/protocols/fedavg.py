@@ -13,7 +13,6 @@ from elsa_ray.model.split import whole
 from elsa_ray.protocols.frozen import send_frozen_to_clients
 from elsa_ray.protocols.local_work import adapter_bytes, local_work
 from elsa_ray.protocols.protocol import Protocol, ProtocolState
-from elsa_ray.protocols.sampling import sample_clients
 from elsa_ray.protocols.setting import Setting
 from elsa_ray.world.plan import Plan, PlanBuilder, Stage
 from elsa_ray.world.roles import Role
@@ -38,13 +37,7 @@ class FedAvg(Protocol):
         """Plan a round: adapters down, local training, adapters up, the cloud's gather."""
         setting, policy = self.setting, self.setting.config.world.round_policy
         parked = self._parked()
-        clients = sample_clients(
-            setting.num_clients,
-            self.config.participation,
-            seed=setting.seed,
-            round_index=state.round_index,
-            absent={*parked, *world_state.busy_clients},
-        )
+        clients = self.sample(state, world_state, parked)
         builder = PlanBuilder(state.round_index)
         work = local_work(setting, self.config, round_index=state.round_index, edge_round=0, clients=clients)
         items = builder.work_items(

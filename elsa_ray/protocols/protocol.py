@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -11,10 +11,11 @@ import numpy as np
 
 from elsa_ray.config.protocol import ProtocolConfig
 from elsa_ray.model.adapters import Adapters
+from elsa_ray.protocols.sampling import sample_clients
 from elsa_ray.protocols.setting import Setting
 from elsa_ray.training.cohort import VersionKey
 from elsa_ray.training.evaluation import Score
-from elsa_ray.world.plan import ActivityKind, Plan, WorkKey
+from elsa_ray.world.plan import ActivityKind, Ints, Plan, WorkKey
 from elsa_ray.world.roles import Role
 from elsa_ray.world.timeline import Outcome, Timeline, WorldState
 
@@ -103,6 +104,16 @@ class Protocol(ABC):
     @abstractmethod
     def plan(self, state: ProtocolState, world_state: WorldState) -> Plan:
         """Return who computes what and who sends what in the next round, in exact FLOPs and bytes."""
+
+    def sample(self, state: ProtocolState, world_state: WorldState, parked: Sequence[int]) -> Ints:
+        """Return the clients of the next round, in order: as configured, without parked and still busy ones."""
+        return sample_clients(
+            self.setting.num_clients,
+            self.config.participation,
+            seed=self.setting.seed,
+            round_index=state.round_index,
+            absent={*parked, *world_state.busy_clients},
+        )
 
     def conclude(
         self, state: ProtocolState, results: RoundResults, plan: Plan, timeline: Timeline
