@@ -1,0 +1,52 @@
+"""The code in CONTRIBUTING.md works as it stands there."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+import elsa_ray
+
+ROOT = Path(__file__).parents[1]
+INVENTED = {"elsa_ray/codecs/sign.py"}
+"""Where CONTRIBUTING tells the reader to put a file."""
+EXAMPLES = dict(
+    re.findall(r"[Aa]s `(\w+)\.py`:\n\n```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
+)
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
+    for name, code in EXAMPLES.items():
+        (tmp_path / f"{name}.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    rows = [{"text": f"{label} {i}", "label": label} for label in ("red", "blue") for i in range(20)]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {
+        "task": {"dataset": {"train": str(tmp_path / "data.jsonl")}, "model": "tiny", "max_length": 8},
+        "topology": {"kind": "hierarchical", "clients": 4, "edges": 2},
+        "runtime": {"executor": "inline"},
+    }
+
+
+def test_the_protocol_example_trains(config: dict, tmp_path: Path) -> None:
+    protocol = {"name": "rotation:Rotation", "rounds": 3, "group": 2, "local_steps": 1}
+    run = elsa_ray.run({**config, "protocol": protocol}, out=tmp_path / "run")
+    assert run.summary["rounds_completed"] == 3
+    assert run.summary["clients_participated"] == 4, "two rounds of two are everybody"
+
+
+def test_the_codec_example_trains(config: dict, tmp_path: Path) -> None:
+    protocol = {"name": "elsa", "rounds": 1, "local_steps": 1, "codec": [{"kind": "sign_codec:Sign", "gain": 0.5}]}
+    run = elsa_ray.run({**config, "protocol": protocol}, out=tmp_path / "run")
+    assert run.summary["compression_ratio_fp32"] > 1
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))])
+def test_the_files_that_a_page_names_exist(name: str) -> None:
+    page = ROOT / name
+    links = re.findall(r"\]\(([^)#:]+)\)", page.read_text())
+    paths = re.findall(r"`((?:elsa_ray|tests|docs|experiments|topologies)/[\w/.-]+\.\w+)`", page.read_text())
+    assert all((page.parent / link).exists() for link in links)
+    assert not {path for path in paths if not (ROOT / path).exists()} - INVENTED
