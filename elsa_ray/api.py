@@ -127,11 +127,11 @@ class _Recorder:
                 self._loop(address, progress)
         except (KeyboardInterrupt, Terminated):
             _LOGGER.warning("interrupted")
-            self._conclude("interrupted")
+            self._keep_what_is_finished("interrupted")
             raise
         except Exception as error:
             _LOGGER.exception("failed: %s", error)
-            self._conclude("failed")
+            self._keep_what_is_finished("failed")
             raise
         return self._conclude(None)
 
@@ -144,6 +144,14 @@ class _Recorder:
                 progress.round(finished)
                 _LOGGER.info("round %d of %s is finished", finished.state.round_index, self._prepared.config.name)
             self._worker_memory_bytes = executor.peak_memory_bytes()
+
+    def _keep_what_is_finished(self, stop_reason: str) -> None:
+        """Conclude a run that has ended early; a second mistake must not hide the first."""
+        try:
+            self._conclude(stop_reason)
+        except Exception as error:
+            _LOGGER.exception("while concluding: %s", error)
+            self._console.print(f"the records are incomplete: {error}", markup=False, highlight=False)
 
     def _conclude(self, stop_reason: str | None) -> Run:
         """Write summary, adapter and report of all finished rounds, and show them."""

@@ -78,6 +78,9 @@ class CodecChain:
         for stage in self.stages:
             rows = stage.encode(values, context)
             values, side = rows.values, side + list(rows.side)
+        if self.number_format == torch.float16 and values.dtype != torch.float16:
+            limit = torch.finfo(torch.float16).max
+            values = values.clamp(-limit, limit)
         return b"".join(_tensor_bytes(tensor) for tensor in [values.to(self.number_format), *side])
 
     def decode(self, body: bytes | memoryview, num_rows: int, width: int, context: CodecContext) -> Tensor:
@@ -115,7 +118,9 @@ class CodecChain:
             return x_TD
         stage = self.stages[position]
         if stage.straight_through:
-            return x_TD
+            # To autograd it is the identity; where it changes the width, so is everything behind it.
+            same_width = stage.width_out(x_TD.shape[1]) == x_TD.shape[1]
+            return self._differentiable(x_TD, position + 1, context) if same_width else x_TD
         rows = stage.encode(x_TD, context)
         inner = self._differentiable(rows.values, position + 1, context)
         return stage.decode(Rows(inner, rows.side), x_TD.shape[1], context)

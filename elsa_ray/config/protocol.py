@@ -50,8 +50,8 @@ class CodecChains(Section):
 class StopConfig(Section):
     """Budgets: the run ends after the first round that reaches one."""
 
-    simulated_seconds: Seconds | None = None
-    num_bytes: NumBytes | None = None
+    simulated_seconds: Annotated[Seconds, Field(gt=0)] | None = None
+    num_bytes: Annotated[NumBytes, Field(gt=0)] | None = None
 
 
 class ProtocolConfig(Section):

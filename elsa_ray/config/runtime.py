@@ -32,13 +32,14 @@ class RuntimeConfig(Section):
     pools: PositiveInt | Literal["auto"] = "auto"
     """Client pools; ``auto`` is one a CPU of the cluster."""
     clients_per_pool: PositiveInt | None = None
-    """Instead of ``pools``: so many pools that none holds more clients."""
+    """Instead of ``pools``: one pool for so many clients. A cohort is always computed whole by one pool, so one actor
+    a client also needs ``numerics.cohort: 1``."""
     in_flight: PositiveInt = 2
     """Cohorts that a pool keeps under way, so that it works while one is at the edge."""
     threads: PositiveInt = 1
     """Threads of each worker's matrix products."""
     timeout_seconds: Seconds = 600.0
-    """No wait for a worker is longer than this."""
+    """Longest wait for an answer. A pool that trains a cohort has this long for each step of each cohort in flight."""
     startup_timeout_seconds: Seconds = 600.0
     """Longest wait for the cluster to grow until the actors fit."""
     pool_resources: ActorResources = ActorResources(num_cpus="auto")

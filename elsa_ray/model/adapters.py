@@ -59,10 +59,6 @@ class AdapterLayout:
         """Return the tensors that lie in the given parts of a split."""
         return tuple(tensor for tensor in self.tensors if split.part_of(tensor.layer) in parts)
 
-    def layer_of(self, name: str) -> int | None:
-        """Return the absolute block of a tensor."""
-        return next(tensor.layer for tensor in self.tensors if tensor.name == name)
-
 
 def make_layout(shape: ModelShape, family: Family, config: LoraConfig, *, causal_lm: bool) -> AdapterLayout:
     """Return the trained tensors that the config asks for.

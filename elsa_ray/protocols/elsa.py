@@ -35,18 +35,11 @@ class Elsa(Protocol):
         super().__init__(config, setting)
         self.split = cut(setting.shape.num_layers, config.split.front, config.split.back)
         self._flops = step_flops(setting.shape, setting.layout, self.split)
+        self._edge_of_client = self._assigned()
 
     def start(self, adapters: Adapters | None) -> ProtocolState:
-        """Assign clients to edges; parked clients never take part.
-
-        Raises:
-            InputError: no client can reach any edge.
-        """
-        edges = assign(self._round_trip_seconds(), self.setting.config.world.edges.capacity)
-        if (edges == PARKED).all():
-            raise InputError("topology", "no client with a way to an edge and back", "at least one")
-        nodes = np.where(edges == PARKED, PARKED, self.setting.network.edges[edges])
-        return ProtocolState(adapters=adapters, edge_of_client=tuple(int(node) for node in nodes))
+        """Every client at its edge; parked clients never take part."""
+        return ProtocolState(adapters=adapters, edge_of_client=self._edge_of_client)
 
     def plan(self, state: ProtocolState, world_state: WorldState) -> Plan:
         """Plan a global round: each edge with its sampled members, then the cloud."""
@@ -80,7 +73,7 @@ class Elsa(Protocol):
                 edge,
                 uploads if len(uploads) else opener,
                 edge_round=edge_round,
-                opener=opener if edge_round else -1,
+                opener=opener,
                 deadline_seconds=setting.config.world.round_policy.deadline_seconds,
             )
             opener = gather
@@ -135,6 +128,18 @@ class Elsa(Protocol):
             client=-1,
         ).tolist()
         return int(row)
+
+    def _assigned(self) -> tuple[int, ...]:
+        """Return the node of each client's edge, PARKED for a client without one.
+
+        Raises:
+            InputError: no client can reach any edge.
+        """
+        edges = assign(self._round_trip_seconds(), self.setting.config.world.edges.capacity)
+        if (edges == PARKED).all():
+            raise InputError("topology", "no client with a way to an edge and back", "at least one")
+        nodes = np.where(edges == PARKED, PARKED, self.setting.network.edges[edges])
+        return tuple(int(node) for node in nodes)
 
     def _round_trip_seconds(self) -> npt.NDArray[np.float64]:
         """Estimate one step of each client through each edge, with its usual batch."""

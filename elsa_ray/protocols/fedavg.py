@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from elsa_ray.config.errors import InputError
 from elsa_ray.config.protocol import FedAvgConfig
 from elsa_ray.model.adapters import Adapters
 from elsa_ray.model.cost import step_flops
@@ -28,6 +29,9 @@ class FedAvg(Protocol):
         super().__init__(config, setting)
         self.split = whole(setting.shape.num_layers)
         self._flops = step_flops(setting.shape, setting.layout, self.split).whole
+        self._parked = self._without_cloud()
+        if len(self._parked) == setting.num_clients:
+            raise InputError("topology", "no client with a way to the cloud and back", "at least one")
 
     def start(self, adapters: Adapters | None) -> ProtocolState:
         """Nothing but the first adapters."""
@@ -36,8 +40,7 @@ class FedAvg(Protocol):
     def plan(self, state: ProtocolState, world_state: WorldState) -> Plan:
         """Plan a round: adapters down, local training, adapters up, the cloud's gather."""
         setting, policy = self.setting, self.setting.config.world.round_policy
-        parked = self._parked()
-        clients = self.sample(state, world_state, parked)
+        clients = self.sample(state, world_state, self._parked)
         builder = PlanBuilder(state.round_index)
         work = local_work(setting, self.config, round_index=state.round_index, edge_round=0, clients=clients)
         items = builder.work_items(
@@ -66,9 +69,9 @@ class FedAvg(Protocol):
         )
         up = builder.transfers(source=nodes, target=setting.cloud, label=Role.ADAPTER_UP, after=trained, **message)
         builder.gather(setting.cloud, up, edge_round=0, opener=-1, deadline_seconds=policy.deadline_seconds)
-        return builder.build(keep_late=policy.late == "keep", parked_clients=parked)
+        return builder.build(keep_late=policy.late == "keep", parked_clients=self._parked)
 
-    def _parked(self) -> list[int]:
+    def _without_cloud(self) -> list[int]:
         """Return the clients without a way to the cloud and back."""
         router, cloud = self.setting.router, self.setting.cloud
         nodes = self.setting.network.clients.tolist()

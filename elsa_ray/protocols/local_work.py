@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from elsa_ray.codecs.chain import CodecChain
 from elsa_ray.codecs.wire import adapter_num_bytes, hidden_num_bytes
 from elsa_ray.config.protocol import ProtocolConfig
 from elsa_ray.model.adapters import AdapterTensor
@@ -39,7 +38,7 @@ class LocalWork:
 
     def step_bytes(self, setting: Setting, role: Role) -> npt.NDArray[np.int64]:
         """Return the size [W, T] of a step's message, header included."""
-        chain = step_chain(setting, role)
+        chain = setting.chains.of_step(role)
         sizes: npt.NDArray[np.int64] = hidden_num_bytes(
             chain, role, self.batch_WT, self.length_WT, setting.shape.hidden_size
         )
@@ -71,12 +70,6 @@ def planned_step_bytes(setting: Setting, config: ProtocolConfig, key: WorkKey) -
     clients = np.array([key.client], np.int64)
     work = local_work(setting, config, round_index=key.round_index, edge_round=key.edge_round, clients=clients)
     return np.stack([work.step_bytes(setting, role)[0] for role in STEP_ROLES], axis=1)
-
-
-def step_chain(setting: Setting, role: Role) -> CodecChain:
-    """Return the codec chain of a step's message."""
-    is_activation = role in (Role.ACTIVATION_UP, Role.ACTIVATION_DOWN)
-    return setting.chains.activation if is_activation else setting.chains.gradient
 
 
 def adapter_bytes(setting: Setting, tensors: tuple[AdapterTensor, ...]) -> tuple[int, int]:

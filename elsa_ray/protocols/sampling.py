@@ -13,11 +13,12 @@ from elsa_ray.tasks.seeds import numpy_generator
 def sample_clients(
     num_clients: int, participation: float, *, seed: int, round_index: int, absent: Collection[int] = ()
 ) -> npt.NDArray[np.int64]:
-    """Return the sampled clients in order: ``participation`` of all, at least one, without those that are absent.
+    """Return the sampled clients in order: ``participation`` of all, at least one, of those that are not absent.
 
-    The draw depends on seed and round alone, so that protocols can be compared on the same samples.
+    The draw depends on seed and round alone, so that protocols can be compared on the same samples; a client that is
+    absent gives its place to the next one of the draw.
     """
     count = max(1, round(participation * num_clients))
     order = numpy_generator(seed, "participation", round_index).permutation(num_clients)
-    drawn = np.sort(order[:count])
-    return drawn[~np.isin(drawn, sorted(absent))].astype(np.int64)
+    present = order[~np.isin(order, sorted(absent))]
+    return np.sort(present[:count]).astype(np.int64)

@@ -102,7 +102,8 @@ class WorkClock:
         opener_G = plan.gathers.opener
         offset = len(timeline.activities) - len(plan.activities)
         finish_G = timeline.finish_seconds[np.where(opener_G >= 0, opener_G + offset, 0)]
-        opening_G = np.where(opener_G >= 0, finish_G, timeline.begin_seconds)
+        # Work of the first edge round waits for its model from the start of the global round on.
+        opening_G = np.where(plan.gathers.edge_round > 0, finish_G, timeline.begin_seconds)
         opening_W = np.concatenate([np.full(num_carried, timeline.begin_seconds), opening_G[plan.work.gather]])
         last_W = opening_W.copy()
         for row, key in enumerate(keys[:num_carried]):

@@ -15,7 +15,7 @@ from elsa_ray.model.adapters import AdapterLayout, Adapters
 from elsa_ray.model.families import family_of
 from elsa_ray.model.shape import ModelShape
 from elsa_ray.model.tripartite import TripartiteModel
-from elsa_ray.runtime.failure import WaitTimeoutError, WorkerError
+from elsa_ray.runtime.failure import WaitTimeoutError, WorkerError, naming
 from elsa_ray.runtime.host import Cloud, EdgeServer, ModelHost
 from elsa_ray.runtime.pool import ClientPool
 from elsa_ray.runtime.weights import PackedModel, unpack_model
@@ -74,7 +74,8 @@ class HostActor(_Actor):
 
     def call(self, method: str, *arguments: Any) -> Any:
         """Call a method of the host."""
-        return getattr(self._host, method)(*arguments)
+        with naming(method, ()):
+            return getattr(self._host, method)(*arguments)
 
 
 class PoolActor(_Actor):

@@ -15,6 +15,7 @@ from elsa_ray.model.tripartite import TripartiteModel
 from elsa_ray.protocols.protocol import ProtocolState, RoundResults
 from elsa_ray.protocols.setting import Setting
 from elsa_ray.runtime.conductor import Conductor, Workers
+from elsa_ray.runtime.failure import naming
 from elsa_ray.runtime.host import Cloud, EdgeServer, ModelHost
 from elsa_ray.runtime.jobs import CLOUD, host_names, host_of_node, round_job
 from elsa_ray.runtime.pool import ClientPool
@@ -110,7 +111,8 @@ class _InlineWorkers(Workers):
         self.num_pieces = self._pool.num_pieces
 
     async def call_host(self, host: str, method: str, *arguments: Any) -> Any:
-        return getattr(self._hosts[host], method)(*arguments)
+        with naming(f"{host}: {method}", ()):
+            return getattr(self._hosts[host], method)(*arguments)
 
     async def train(
         self, pool: int, cohort: Cohort, host: str, adapter_down: list[bytes]

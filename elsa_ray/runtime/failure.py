@@ -26,7 +26,10 @@ class WaitTimeoutError(WorkerError):
 
 @contextmanager
 def naming(stage: str, keys: Sequence[WorkKey]) -> Iterator[None]:
-    """Name stage, round and clients in any error from inside; an error that is named already passes."""
+    """Name stage, round and clients in any error from inside; an error that is named already passes.
+
+    Without keys the stage alone is named.
+    """
     try:
         yield
     except WorkerError:
@@ -34,5 +37,5 @@ def naming(stage: str, keys: Sequence[WorkKey]) -> Iterator[None]:
     except Exception as error:
         rounds = sorted({key.round_index for key in keys})
         clients = ", ".join(str(key.client) for key in keys)
-        where = f"{stage}: round {', '.join(map(str, rounds))}, client {clients}"
+        where = f"{stage}: round {', '.join(map(str, rounds))}, client {clients}" if keys else stage
         raise WorkerError(f"{where}: {type(error).__name__}: {error}", traceback.format_exc()) from error

@@ -50,7 +50,7 @@ class ModelHost:
         self._versions: dict[VersionKey, Adapters] = dict(versions)
         self._cohorts: dict[str, tuple[Cohort, EdgeCohort]] = {}
         self._results: dict[WorkKey, tuple[Adapters, int]] = {}
-        self._weight_of_node: dict[int, int] = {}
+        self._weights_of_node: dict[int, dict[int, int]] = {}
         self._failed: list[WorkKey] = []
         self._meter = ByteMeter()
 
@@ -94,7 +94,8 @@ class ModelHost:
         model = self._versions[before]
         if weight > 0:
             model = weighted_mean([adapters for adapters, _ in results], [weight for _, weight in results])
-            self._weight_of_node[job.node] = weight
+            weight_of_client = self._weights_of_node.setdefault(job.node, {})
+            weight_of_client.update({key.client: own for key, (_, own) in zip(job.arrivals, results, strict=True)})
         self._versions[before._replace(edge_round=job.edge_round + 1)] = model
 
     def report(self, kept_versions: Sequence[VersionKey]) -> HostReport:
@@ -121,13 +122,13 @@ class EdgeServer(ModelHost):
         self._versions[VersionKey(round_index, 0, node)] = model
 
     def send_model(self, round_index: int, node: int, planned: int) -> tuple[bytes, int]:
-        """Return one edge's model as adapter_up payload, and the number of examples behind it."""
+        """Return one edge's model as adapter_up payload, and the examples of all clients that it has heard from."""
         newest = max(version for version in self._versions if version[::2] == (round_index, node))
         context = self._recipe.trunk_context(round_index, node, Role.ADAPTER_UP)
         payload = self._recipe.pack(Role.ADAPTER_UP, self._layout.tensors, self._versions[newest], context)
         exact = self._recipe.chains.adapter.size_is_exact
         self._meter.charge(Role.ADAPTER_UP, payload, planned, exact=exact, who=f"edge node {node}")
-        return payload, self._weight_of_node.get(node, 0)
+        return payload, sum(self._weights_of_node.get(node, {}).values())
 
 
 class Cloud(ModelHost):

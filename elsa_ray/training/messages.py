@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from elsa_ray.codecs.chain import CodecChain
 from elsa_ray.codecs.wire import decode_hidden, encode_hidden
 from elsa_ray.training.cohort import STEP_ROLES, ByteMeter, Cohort
 from elsa_ray.training.recipe import Recipe
@@ -32,11 +31,6 @@ class CohortMessenger:
     def __init__(self, cohort: Cohort, recipe: Recipe, meter: ByteMeter) -> None:
         self._cohort, self._recipe, self._meter = cohort, recipe, meter
 
-    def chain(self, role: Role) -> CodecChain:
-        """Return the chain of a step message."""
-        is_activation = role in (Role.ACTIVATION_UP, Role.ACTIVATION_DOWN)
-        return self._recipe.chains.activation if is_activation else self._recipe.chains.gradient
-
     def encode(
         self,
         role: Role,
@@ -55,9 +49,9 @@ class CohortMessenger:
             own_BSD = values_CBSD[position, :batch, :length]
             own_lengths = lengths_CB[position, :batch] if lengths_CB is not None else None
             context = self._recipe.context(member.key, role, step)
-            payload = encode_hidden(self.chain(role), role, own_BSD, context, own_lengths)
+            payload = encode_hidden(self._recipe.chains.of_step(role), role, own_BSD, context, own_lengths)
             planned = int(member.planned_step_bytes[step, STEP_ROLES.index(role)])
-            exact = self.chain(role).size_is_exact
+            exact = self._recipe.chains.of_step(role).size_is_exact
             self._meter.charge(role, payload, planned, exact=exact, who=f"{member.key} step {step}")
             payloads.append(payload)
         return payloads
@@ -76,7 +70,7 @@ class CohortMessenger:
                 decoded.append(None)
                 continue
             context = self._recipe.context(member.key, role, step)
-            decoded.append(decode_hidden(self.chain(role), role, payload, context))
+            decoded.append(decode_hidden(self._recipe.chains.of_step(role), role, payload, context))
         present = [item[0] for item in decoded if item is not None]
         batch, length = max(len(item) for item in present), max(item.shape[1] for item in present)
         values_CBSD = torch.zeros(len(payloads), batch, length, present[0].shape[-1], dtype=dtype)
@@ -110,7 +104,7 @@ class CohortMessenger:
             gradient_NSD: the gradient that came back.
             sizes: each member's (B_c, S_c).
         """
-        chain = self.chain(role)
+        chain = self._recipe.chains.of_step(role)
         if chain.is_straight_through:
             return gradient_NSD
         shape_CBSD = (len(sizes), -1, *sent_NSD.shape[1:])

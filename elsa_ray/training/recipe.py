@@ -25,6 +25,10 @@ class Chains:
     gradient: CodecChain
     adapter: CodecChain
 
+    def of_step(self, role: Role) -> CodecChain:
+        """Return the chain of a message of a split step."""
+        return self.activation if role in (Role.ACTIVATION_UP, Role.ACTIVATION_DOWN) else self.gradient
+
 
 @dataclass(frozen=True)
 class Recipe:

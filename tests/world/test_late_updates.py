@@ -111,7 +111,8 @@ class TestElsa:
         hand = hand_of(town_config(folder))
         begin = hand.trunk_seconds
         fast = max(end_of(hand.split_work(WorkKey(0, 0, client), begin)) for client in FAST)
-        return halfway(fast, end_of(hand.split_work(LATE, begin)))
+        # The edge round opens, and its deadline begins, when the edge has its model.
+        return halfway(fast, end_of(hand.split_work(LATE, begin))) - begin
 
     @pytest.fixture(scope="class")
     def config(self, folder: Path, deadline: float) -> ExperimentConfig:
@@ -130,7 +131,7 @@ class TestElsa:
         for round_index, clients in ((0, FAST), (1, FAST)):
             members = [hand.split_work(WorkKey(round_index, 0, client), begin + trunk) for client in clients]
             arrived = max(end_of(log) for log in members)
-            closes = begin + deadline if round_index == 0 else arrived
+            closes = begin + trunk + deadline if round_index == 0 else arrived
             ends = closes + trunk
             carried = late if round_index == 0 else unfinished(late, begin)
             logs.append(
@@ -200,7 +201,8 @@ class TestElsa:
             assert not each.state.versions
         hand = Hand(run.prepared)
         late = hand.split_work(LATE, hand.trunk_seconds)
-        known = [(what, start, deadline if finish is None else finish) for what, start, finish in until(late, deadline)]
+        closes = hand.trunk_seconds + deadline
+        known = [(what, start, closes if finish is None else finish) for what, start, finish in until(late, closes)]
         assert [event for event in events(run.timelines[0]) if "client 2" in event[0]] == sorted(known, key=str)
         assert_same_timelines(run, only_plan(config))
 
@@ -214,7 +216,7 @@ class TestElsaWithTwoEdgeRounds:
         protocol = {"edge_rounds": 2, "rounds": 1}
         hand = hand_of(town_config(folder, protocol=protocol))
         fast = max(end_of(hand.split_work(WorkKey(0, 0, client), hand.trunk_seconds)) for client in FAST)
-        deadline = halfway(fast, end_of(hand.split_work(LATE, hand.trunk_seconds)))
+        deadline = halfway(fast, end_of(hand.split_work(LATE, hand.trunk_seconds))) - hand.trunk_seconds
         policy = {"deadline_seconds": deadline, "late": "keep"}
         return train(town_config(folder, protocol=protocol, world={"round_policy": policy}))
 
@@ -222,16 +224,17 @@ class TestElsaWithTwoEdgeRounds:
         hand, policy = Hand(run.prepared), run.prepared.config.world.round_policy
         deadline, trunk = policy.deadline_seconds, hand.trunk_seconds
         assert deadline is not None
+        first_closes = trunk + deadline
         logs = [hand.split_work(WorkKey(0, 0, client), trunk) for client in (0, 1, 2)]
-        logs += [hand.split_work(WorkKey(0, 1, client), deadline) for client in FAST]
+        logs += [hand.split_work(WorkKey(0, 1, client), first_closes) for client in FAST]
         closes = max(end_of(log) for log in logs)
-        skipped = [(what, None, deadline) for what, _, _ in hand.split_work(WorkKey(0, 1, 2), 0.0)]
+        skipped = [(what, None, first_closes) for what, _, _ in hand.split_work(WorkKey(0, 1, 2), 0.0)]
         assert events(run.timelines[0]) == sorted(
             [
                 ("adapter_down", 0.0, trunk),
                 *(event for log in logs for event in log),
                 *skipped,
-                ("gather", deadline, deadline),
+                ("gather", first_closes, first_closes),
                 ("gather", closes, closes),
                 ("adapter_up", closes, closes + trunk),
                 ("gather", closes + trunk, closes + trunk),
@@ -326,13 +329,14 @@ def test_an_elsa_round_in_which_all_are_busy_waits_for_the_first_deadline_or_the
     arrivals = {client: end_of(hand.split_work(WorkKey(0, 0, client), trunk)) for client in (0, 1, 2)}
     last = max(arrivals.values())
     # Round 0 ends, a trunk after its deadline, before anybody arrives; round 1's deadline is after the last arrival.
-    deadline = halfway((last - trunk) / 2, min(arrivals.values()) - trunk)
+    # Both deadlines begin when the edge has the round's model: a trunk after the round's start.
+    deadline = halfway((last - 3 * trunk) / 2, min(arrivals.values()) - 2 * trunk)
     policy = {"deadline_seconds": deadline, "late": "keep"}
     config = town_config(tmp_path, slower_last=1.0, world={"round_policy": policy}, protocol={"rounds": 2})
     run = train(config)
-    assert deadline + trunk + deadline > last, "the second gather closes because all have arrived"
+    assert (trunk + deadline + trunk) + trunk + deadline > last, "the second gather closes because all have arrived"
     first, second = run.timelines
-    assert first.arrivals == ((), ()) and first.end_seconds == deadline + trunk
+    assert first.arrivals == ((), ()) and first.end_seconds == trunk + deadline + trunk
     assert len(run.rounds[1].plan.work) == 0
     assert second.arrivals == (tuple(WorkKey(0, 0, client) for client in (0, 1, 2)), ())
     assert second.gather_seconds.tolist() == [last, last + trunk]
