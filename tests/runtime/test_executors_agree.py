@@ -41,16 +41,21 @@ def inline(topic_data: Path) -> dict[str, Finished]:
         ("elsa", "runtime.pools=1"),
         ("elsa", "runtime.pools=2"),
         ("elsa", "runtime.pools=3"),
-        ("elsa", "runtime.clients_per_pool=1"),
         ("fedavg", "runtime.pools=2"),
     ],
 )
 def test_ray_gives_the_bits_of_inline(
     protocol: str, runtime: str, inline: dict[str, Finished], topic_data: Path, ray_cluster: None
 ) -> None:
-    """Pools 1, 2, 3 (the test cluster has two CPUs), and one client a pool: six pools."""
+    """Pools 1, 2, 3: more than the two CPUs of the test cluster."""
     config = small_config(topic_data, runtime, **PROTOCOLS[protocol])
     assert_same_run(execute(config, "ray"), inline[protocol])
+
+
+def test_one_client_a_pool_and_a_cohort_gives_the_bits_of_inline(topic_data: Path, ray_cluster: None) -> None:
+    """Six pools on two CPUs, each with one client at a time."""
+    config = small_config(topic_data, "runtime.clients_per_pool=1", "numerics.cohort=1", **ELSA)
+    assert_same_run(execute(config, "ray"), execute(config, "inline"))
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
