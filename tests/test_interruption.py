@@ -26,7 +26,13 @@ def start_long_run(folder: Path, executor: str) -> subprocess.Popen:
     }
     (folder / "long.yaml").write_text(yaml.safe_dump(config))
     command = [sys.executable, "-m", "elsa_ray", "run", str(folder / "long.yaml"), "--out", str(folder / "out")]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, **pipes, start_new_session=True, preexec_fn=_listen_to_ctrl_c)
+
+
+def _listen_to_ctrl_c() -> None:
+    """A shell starts background jobs deaf to SIGINT, and their children inherit that; a run at a terminal is not."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def wait_for_rounds(folder: Path, count: int, process: subprocess.Popen) -> None:
