@@ -57,7 +57,11 @@ def test_an_interrupted_run_keeps_what_is_finished(executor: str, number: int, c
     children = psutil.Process(process.pid).children(recursive=True)
     # As a terminal does it: the signal goes to the whole group.
     os.killpg(process.pid, number)
-    _, errors = process.communicate(timeout=120)
+    try:
+        _, errors = process.communicate(timeout=120)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        pytest.fail("the run did not end")
     assert process.returncode == code, errors
     assert "Traceback" not in errors
     out = tmp_path / "out"
