@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from elsa_ray.aggregation.weighted import is_finite, weighted_mean
+from elsa_ray.codecs.codec import CodecContext
 from elsa_ray.codecs.wire import encode_frozen
-from elsa_ray.model.adapters import Adapters
+from elsa_ray.model.adapters import Adapters, AdapterTensor
 from elsa_ray.model.split import Part
 from elsa_ray.model.tripartite import TripartiteModel
 from elsa_ray.runtime.failure import naming
@@ -106,9 +107,21 @@ class ModelHost:
     def _adapter_down(self, cohort: Cohort, version: VersionKey, key: WorkKey, planned: int) -> bytes:
         held = self._layout.part(cohort.split, Part.FRONT, Part.BACK)
         context = self._recipe.context(key, Role.ADAPTER_DOWN)
-        payload = self._recipe.pack(Role.ADAPTER_DOWN, held, self._versions[version], context)
-        exact = self._recipe.chains.adapter.size_is_exact
-        self._meter.charge(Role.ADAPTER_DOWN, payload, planned, exact=exact, who=str(key))
+        return self._encode(Role.ADAPTER_DOWN, held, version, context, planned, who=str(key))
+
+    def _encode(
+        self,
+        role: Role,
+        tensors: Sequence[AdapterTensor],
+        version: VersionKey,
+        context: CodecContext,
+        planned: int,
+        *,
+        who: str,
+    ) -> bytes:
+        """Encode tensors of a version, counted and held against the plan."""
+        payload = self._recipe.pack(role, tensors, self._versions[version], context)
+        self._meter.charge(role, payload, planned, exact=self._recipe.chains.adapter.size_is_exact, who=who)
         return payload
 
 
@@ -125,9 +138,8 @@ class EdgeServer(ModelHost):
         """Return one edge's model as adapter_up payload, and the examples of all clients that it has heard from."""
         newest = max(version for version in self._versions if version[::2] == (round_index, node))
         context = self._recipe.trunk_context(round_index, node, Role.ADAPTER_UP)
-        payload = self._recipe.pack(Role.ADAPTER_UP, self._layout.tensors, self._versions[newest], context)
-        exact = self._recipe.chains.adapter.size_is_exact
-        self._meter.charge(Role.ADAPTER_UP, payload, planned, exact=exact, who=f"edge node {node}")
+        tensors, who = self._layout.tensors, f"edge node {node}"
+        payload = self._encode(Role.ADAPTER_UP, tensors, newest, context, planned, who=who)
         return payload, sum(self._weights_of_node.get(node, {}).values())
 
 
@@ -143,10 +155,8 @@ class Cloud(ModelHost):
     def send_model(self, node: int, planned: int) -> bytes:
         """Return the global model as adapter_down payload for an edge node."""
         context = self._recipe.trunk_context(self._start.round_index, node, Role.ADAPTER_DOWN)
-        payload = self._recipe.pack(Role.ADAPTER_DOWN, self._layout.tensors, self._versions[self._start], context)
-        exact = self._recipe.chains.adapter.size_is_exact
-        self._meter.charge(Role.ADAPTER_DOWN, payload, planned, exact=exact, who=f"edge node {node}")
-        return payload
+        tensors, who = self._layout.tensors, f"edge node {node}"
+        return self._encode(Role.ADAPTER_DOWN, tensors, self._start, context, planned, who=who)
 
     def send_frozen(self, job: FrozenJob) -> None:
         """Encode frozen weights as they go to nodes that lack them.
