@@ -27,7 +27,7 @@ from elsa_ray.records.report import write_report
 from elsa_ray.records.summary import make_summary
 from elsa_ray.runtime.executor import Executor, InlineExecutor, NoExecutor
 from elsa_ray.runtime.hardware import describe_hardware
-from elsa_ray.signals import Terminated, sigterm_kept
+from elsa_ray.signals import sigterm_kept
 
 _LOGGER = logging.getLogger("elsa_ray")
 
@@ -125,7 +125,7 @@ class _Recorder:
         try:
             with RunProgress(self._prepared.setting, self._console) as progress:
                 self._loop(address, progress)
-        except (KeyboardInterrupt, Terminated):
+        except KeyboardInterrupt:
             _LOGGER.warning("interrupted")
             self._keep_what_is_finished("interrupted")
             raise

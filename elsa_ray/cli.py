@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from elsa_ray.config.errors import InputError
-from elsa_ray.signals import Terminated, terminable
+from elsa_ray.signals import Termination, terminable
 
 # Newer typers carry their own click: the common base of what it raises for a wrong command line.
 _UsageError: Any = typer.BadParameter.__bases__[0]
@@ -164,8 +164,9 @@ def schema() -> None:
 def run_command(arguments: Sequence[str]) -> int:
     """Run a command line and return its exit code: 0 done, 1 failed, 2 wrong input, 130 and 143 interrupted."""
     command = typer.main.get_command(app)
+    termination = Termination()
     try:
-        with terminable():
+        with terminable() as termination:
             # typer turns a KeyboardInterrupt into the exit code that it returns.
             code = command.main(list(arguments), prog_name="elsa-ray", standalone_mode=False)
     except InputError as error:
@@ -177,10 +178,10 @@ def run_command(arguments: Sequence[str]) -> int:
         return _say(_one_line(error), 2)
     except (KeyboardInterrupt, typer.Abort):
         code = 130
-    except Terminated:
-        return _say("terminated", 143)
     except Exception as error:
         return _failed(error)
+    if code == 130 and termination.came:
+        return _say("terminated", 143)
     return _say("interrupted", 130) if code == 130 else 0
 
 

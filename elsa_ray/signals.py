@@ -1,4 +1,4 @@
-"""SIGTERM as an exception, so that a run that is told to end keeps what it has finished."""
+"""SIGTERM treated as Ctrl-C, so that a run that is told to end keeps what it has finished."""
 
 from __future__ import annotations
 
@@ -6,26 +6,39 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
 
 
-class Terminated(BaseException):
-    """The process was asked to end."""
+@dataclass
+class Termination:
+    """Whether SIGTERM came."""
+
+    came: bool = False
 
 
 @contextmanager
-def terminable() -> Iterator[None]:
-    """Raise Terminated inside on SIGTERM; outside of the main thread signals are left alone."""
+def terminable() -> Iterator[Termination]:
+    """Let SIGTERM inside do what Ctrl-C does; outside of the main thread signals are left alone.
+
+    An event loop answers Ctrl-C by cancelling its work in good order; an exception of our own, raised wherever the loop
+    happens to be, would break the loop itself.
+    """
+    termination = Termination()
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield termination
         return
 
     def on_sigterm(number: int, frame: FrameType | None) -> None:
-        raise Terminated
+        termination.came = True
+        on_interrupt = signal.getsignal(signal.SIGINT)
+        if not callable(on_interrupt):
+            raise KeyboardInterrupt
+        on_interrupt(signal.SIGINT, frame)
 
     before = signal.signal(signal.SIGTERM, on_sigterm)
     try:
-        yield
+        yield termination
     finally:
         signal.signal(signal.SIGTERM, before)
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -68,13 +68,30 @@ class ConductedExecutor(Executor):
     def __init__(self, setting: Setting, workers: Workers) -> None:
         self._setting = setting
         self._conductor = Conductor(workers, setting.cloud)
+        # One event loop for all rounds: making one is not safe against a Ctrl-C that comes in between.
+        self._loop = asyncio.Runner()
 
     def run(self, plan: Plan, timeline: Timeline, state: ProtocolState, *, evaluate: bool) -> RoundResults:
         """Train, aggregate and, if asked, evaluate."""
         assert state.adapters is not None, "a run that trains starts from adapters"
         job = round_job(self._setting, plan, timeline)
         hosts = {version: host_of_node(self._setting, version.node) for version in state.versions}
-        return run_to_end(self._conductor.run_round(job, state.adapters, state.versions, hosts, evaluate=evaluate))
+        return self._run_to_end(
+            self._conductor.run_round(job, state.adapters, state.versions, hosts, evaluate=evaluate)
+        )
+
+    def close(self) -> None:
+        """End the event loop."""
+        self._loop.close()
+
+    def _run_to_end(self, coroutine: Coroutine[Any, Any, RoundResults]) -> RoundResults:
+        """Run a coroutine from synchronous code, also inside of a notebook, whose thread has a loop already."""
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return self._loop.run(coroutine)
+        with ThreadPoolExecutor(1, thread_name_prefix="elsa-ray-conductor") as thread:
+            return thread.submit(self._loop.run, coroutine).result()
 
 
 class InlineExecutor(ConductedExecutor):
@@ -95,6 +112,7 @@ class InlineExecutor(ConductedExecutor):
 
     def close(self) -> None:
         """Give this process its threads back."""
+        super().close()
         torch.set_num_threads(self._threads_before)
 
 
@@ -124,26 +142,3 @@ class _InlineWorkers(Workers):
 
     async def score(self, pool: int, adapters: Adapters, piece: int) -> Score:
         return self._pool.score(adapters, piece)
-
-
-def run_to_end(coroutine: Coroutine[Any, Any, RoundResults]) -> RoundResults:
-    """Run a coroutine from synchronous code, also inside of a notebook, whose thread has a loop already."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(coroutine)
-    outcome: list[Any] = []
-
-    def run() -> None:
-        try:
-            outcome.append((asyncio.run(coroutine), None))
-        except BaseException as error:
-            outcome.append((None, error))
-
-    thread = threading.Thread(target=run, name="elsa-ray-conductor")
-    thread.start()
-    thread.join()
-    result, error = outcome[0]
-    if error is not None:
-        raise error
-    return result

@@ -64,6 +64,7 @@ class RayExecutor(ConductedExecutor):
             self._workers.end()
             self._workers = None
         self._cluster.leave()
+        super().close()
 
     def peak_memory_bytes(self) -> int:
         """Return the summed peaks of all actors' resident memory; shared pages count in each."""
