@@ -1,6 +1,7 @@
 """The interface of a codec, and what it declares about itself.
 
 A codec maps rows to rows: T token vectors of width D become T rows of width E, and on the receiver's side back.
+A calibrated codec first looks at some rows and makes tensors of them (a key, a basis) that both ends then work with.
 Shapes: T rows, D width before, E width after, K side numbers a row.
 """
 
@@ -8,12 +9,40 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from elsa_ray.config.section import Section
+from elsa_ray.world.roles import Role
+
+Tensors = tuple[Tensor, ...]
+
+
+class Maker(Enum):
+    """Who makes a codec's calibration, and how many there are."""
+
+    CLIENT = "client"
+    """The client makes one of what it sends at the first cut; it serves the messages of both cuts."""
+    SENDER = "sender"
+    """Each cut has its own, made by the sender of its activations: the client at the first, the edge at the second."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a calibrated codec declares about its calibration.
+
+    Attributes:
+        maker: who makes it.
+        role: of the message that carries it to the other end: KEY or BASIS; None if it never leaves its maker.
+        refresh_rounds: global rounds after which it is made anew.
+    """
+
+    maker: Maker
+    role: Role | None
+    refresh_rounds: int
 
 
 @dataclass(frozen=True)
@@ -25,6 +54,7 @@ class CodecContext:
         round_index, edge_round, step: when; ``step`` is -1 for adapters.
         client: index of the client; between the cloud and an edge -2 minus the edge's node index.
         role: the payload's role label.
+        memory: the stage's calibration as this end holds it; empty where it holds none.
     """
 
     seed: int = 0
@@ -33,6 +63,7 @@ class CodecContext:
     step: int = -1
     client: int = -1
     role: str = ""
+    memory: Tensors = ()
 
 
 @dataclass(frozen=True)
@@ -60,6 +91,7 @@ class Codec(ABC):
         straight_through: gradients pass as if the codec were the identity; else they take the exact adjoint of
             encode and decode, which must then be built of differentiable torch operations.
         size_is_exact: ``width_out`` and ``side_layout`` give the exact size; else an upper bound.
+        calibration: None for a codec that needs none; else ``calibration_layout`` and ``calibrate`` are defined.
     """
 
     Config: ClassVar[type[Section]]
@@ -68,6 +100,7 @@ class Codec(ABC):
     unbiased: bool = False
     straight_through: bool = True
     size_is_exact: bool = True
+    calibration: Calibration | None = None
 
     def __init__(self, config: Any) -> None:
         self.config = config
@@ -79,6 +112,14 @@ class Codec(ABC):
     def side_layout(self, width: int) -> tuple[tuple[torch.dtype, int], ...]:
         """Return type and count K of the side numbers that each row of width D sends along."""
         return ()
+
+    def calibration_layout(self, width: int) -> tuple[tuple[torch.dtype, tuple[int, ...]], ...]:
+        """Return type and shape of each tensor of the calibration for rows of width D, as they travel."""
+        return ()
+
+    def calibrate(self, x_TD: Tensor, context: CodecContext) -> Tensors:
+        """Return the calibration made of some rows; tensors of ``calibration_layout``."""
+        raise NotImplementedError(f"{type(self).__name__} declares no calibration")
 
     @abstractmethod
     def encode(self, x_TD: Tensor, context: CodecContext) -> Rows:
