@@ -13,7 +13,7 @@ import yaml
 
 from elsa_ray.config.errors import InputError
 from elsa_ray.config.experiment import ExperimentConfig
-from elsa_ray.config.task import FileDataset, HubDataset
+from elsa_ray.config.task import FileDataset, FileProbes, HubDataset
 from elsa_ray.config.topology import FileTopology
 from elsa_ray.config.validate import validate
 
@@ -161,6 +161,9 @@ def _with_absolute_paths(config: ExperimentConfig, base_folder: Path) -> Experim
         task = task.model_copy(update={"dataset": dataset.model_copy(update=paths)})
     elif isinstance(dataset, HubDataset):
         task = task.model_copy(update={"dataset": dataset.model_copy(update={"hub": anchored_if_there(dataset.hub)})})
+    if isinstance(task.probes, FileProbes):
+        probes = task.probes.model_copy(update={"file": anchored(task.probes.file)})
+        task = task.model_copy(update={"probes": probes})
     topology = config.topology
     if isinstance(topology, FileTopology):
         topology = topology.model_copy(update={"file": anchored(topology.file)})

@@ -97,6 +97,35 @@ PartitionConfig = Annotated[
 ]
 
 
+class DatasetProbes(Section):
+    """A public part of the training data, drawn by seed; no client gets these examples."""
+
+    kind: Literal["dataset"] = "dataset"
+    count: Annotated[int, Field(ge=2)] = 64
+
+
+class FileProbes(Section):
+    """The first texts of a file (.jsonl, .csv or .parquet)."""
+
+    kind: Literal["file"]
+    file: str
+    """Path; relative to the config file."""
+    text: str = "text"
+    count: Annotated[int, Field(ge=2)] = 64
+
+
+class GeneratedProbes(Section):
+    """Sequences of random ordinary tokens: needs no text at all."""
+
+    kind: Literal["generated"]
+    count: Annotated[int, Field(ge=2)] = 64
+    length: PositiveInt = 16
+    """Tokens of each, special ones included."""
+
+
+ProbesConfig = Annotated[DatasetProbes | FileProbes | GeneratedProbes, Field(discriminator="kind")]
+
+
 class LoraConfig(Section):
     """Low-rank adapters on the frozen backbone."""
 
@@ -116,6 +145,8 @@ class TaskConfig(Section):
     kind: Literal["classification", "causal_lm"] = "classification"
     dataset: DatasetConfig = PydocsDataset(name="pydocs")
     partition: PartitionConfig = IidPartition()
+    probes: ProbesConfig | None = None
+    """Public texts, the same for everybody, on which models are compared: for clustering and trust."""
     model: str = "minilm"
     """``minilm`` (packaged), ``tiny`` (random BERT), ``tiny_llama``, ``tiny_gpt2``, a local folder, or a hub id."""
     lora: LoraConfig = LoraConfig()

@@ -12,6 +12,7 @@ from elsa_ray.config.task import ColumnPartition, TaskConfig
 from elsa_ray.tasks.backbones import Backbone, resolve_model
 from elsa_ray.tasks.dataset import TaskKind, load_dataset
 from elsa_ray.tasks.partition import partition
+from elsa_ray.tasks.probes import load_probes, public_examples
 from elsa_ray.tasks.tokens import TokenizedTexts, tokenize
 
 
@@ -27,6 +28,8 @@ class Task:
     """Empty for causal_lm."""
     partition: list[np.ndarray]
     """Of each client, the sorted int64 positions of its examples in ``train``."""
+    probes: TokenizedTexts | None
+    """Public texts on which models are compared; None without any."""
     data_sha256: str
 
     @property
@@ -50,7 +53,10 @@ def load_task(config: TaskConfig, *, num_clients: int, seed: int, base_folder: P
     dealt_by = (config.partition.column,) if isinstance(config.partition, ColumnPartition) else ()
     dataset = load_dataset(config.dataset, kind=config.kind, seed=seed, base_folder=base_folder, extra_columns=dealt_by)
     train, test = dataset.train, dataset.test
-    client_indices = partition(config.partition, train.labels, train.columns, len(train), num_clients, seed)
+    public = public_examples(config.probes, train.labels, len(train), num_clients, seed)
+    private = np.setdiff1d(np.arange(len(train)), public)
+    dealt = train.take(private)
+    client_indices = partition(config.partition, dealt.labels, dealt.columns, len(dealt), num_clients, seed)
     backbone = resolve_model(
         config.model,
         kind=config.kind,
@@ -66,7 +72,17 @@ def load_task(config: TaskConfig, *, num_clients: int, seed: int, base_folder: P
         train=tokenize(backbone.tokenizer, train, config.max_length, config.kind),
         test=tokenize(backbone.tokenizer, test, config.max_length, config.kind),
         label_names=train.label_names,
-        partition=client_indices,
+        partition=[private[indices] for indices in client_indices],
+        probes=load_probes(
+            config.probes,
+            train,
+            public,
+            backbone.tokenizer,
+            max_length=config.max_length,
+            kind=config.kind,
+            seed=seed,
+            base_folder=base_folder,
+        ),
         data_sha256=dataset.sha256,
     )
 

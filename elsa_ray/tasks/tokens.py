@@ -56,7 +56,7 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, examples: Examples, max_length:
         needed = max(max_length - room + 1, least)
         raise InputError("task.max_length", max_length, f"at least {needed} with this tokenizer")
     if not examples.texts:
-        return _ragged([], examples.labels)
+        return ragged([], examples.labels)
     encoded: list[list[int]] = tokenizer(
         examples.texts,
         truncation=True,
@@ -71,7 +71,7 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, examples: Examples, max_length:
     for index, ids in enumerate(encoded):
         if len(ids) < least:
             raise InputError(examples.where(index), f"a text of {len(ids)} tokens", f"at least {least} for {kind}")
-    return _ragged(encoded, examples.labels)
+    return ragged(encoded, examples.labels)
 
 
 def pad_batch(tokens: TokenizedTexts, indices_B: np.ndarray, length: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
@@ -106,7 +106,8 @@ def _ended(ids: list[int], eos_id: int, max_length: int) -> list[int]:
     return ids if has_end or len(ids) >= max_length else [*ids, eos_id]
 
 
-def _ragged(encoded: list[list[int]], labels: np.ndarray | None) -> TokenizedTexts:
+def ragged(encoded: list[list[int]], labels: np.ndarray | None) -> TokenizedTexts:
+    """Put lists of token ids one after the other."""
     lengths_N = np.array([len(ids) for ids in encoded], dtype=np.int64)
     offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths_N, dtype=np.int64)])
     flat_F = np.fromiter((token for ids in encoded for token in ids), dtype=np.int32, count=int(offsets[-1]))
