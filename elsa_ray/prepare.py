@@ -29,6 +29,7 @@ from elsa_ray.tasks.task import load_task
 from elsa_ray.tasks.weights import load_model
 from elsa_ray.training.recipe import Chains, Recipe
 from elsa_ray.world.devices import find_device
+from elsa_ray.world.fleet import Fleet
 from elsa_ray.world.world import World
 
 PROTOCOLS: dict[str, type[Protocol]] = {"elsa": Elsa, "fedavg": FedAvg}
@@ -67,8 +68,10 @@ def prepare(config: ExperimentConfig) -> Prepared:
     if config.task.max_length > shape.max_positions:
         raise InputError("task.max_length", config.task.max_length, f"at most {shape.max_positions} with this model")
     layout = make_layout(shape, family, config.task.lora, causal_lm=causal_lm)
-    client_device = find_device(config.world.clients.device, "world.clients.device")
-    edge_device = find_device(config.world.edges.device, "world.edges.device")
+    fleet = Fleet(
+        (find_device(config.world.clients.device, "world.clients.device"),) * len(network.clients),
+        find_device(config.world.edges.device, "world.edges.device"),
+    )
     router = Router(network)
     setting = Setting(
         config=config,
@@ -78,13 +81,10 @@ def prepare(config: ExperimentConfig) -> Prepared:
         shape=shape,
         layout=layout,
         chains=make_chains(config),
-        client_device=client_device,
-        edge_device=edge_device,
+        fleet=fleet,
     )
     protocol = find_class("protocol.name", "elsa_ray.protocols", config.protocol.name, PROTOCOLS)
-    world = World(
-        network, router, client_device=client_device, edge_device=edge_device, edge_slots=config.world.edges.slots
-    )
+    world = World(network, router, fleet=fleet, edge_slots=config.world.edges.slots)
     return Prepared(config, setting, protocol(config.protocol, setting), world)
 
 
@@ -107,9 +107,9 @@ def make_chains(config: ExperimentConfig) -> Chains:
     codec = getattr(config.protocol, "codec", CodecChains())
     wire_dtype = config.protocol.wire_dtype
     return Chains(
-        activation=build_chain(codec.activation, wire_dtype, "protocol.codec.activation"),
-        gradient=build_chain(codec.gradient, wire_dtype, "protocol.codec.gradient"),
-        adapter=build_chain(codec.adapter, wire_dtype, "protocol.codec.adapter"),
+        activation=build_chain(codec.activation, wire_dtype, "protocol.codec.activation", for_adapters=False),
+        gradient=build_chain(codec.gradient, wire_dtype, "protocol.codec.gradient", for_adapters=False),
+        adapter=build_chain(codec.adapter, wire_dtype, "protocol.codec.adapter", for_adapters=True),
     )
 
 

@@ -45,6 +45,11 @@ class Family(ABC):
     def before_head(self, model: PreTrainedModel, hidden_NSD: Tensor, mask_NS: Tensor) -> Tensor:
         """Return what the head reads: [N, D] for classification, [N, S, D] for causal language modelling."""
 
+    def summary_state(self, hidden_NSD: Tensor, mask_NS: Tensor) -> Tensor:
+        """Return the one state [N, D] that stands for a whole text: of a causal model its last real token's."""
+        last_N = mask_NS.long().sum(dim=1).clamp(min=1) - 1
+        return hidden_NSD[torch.arange(len(hidden_NSD), device=hidden_NSD.device), last_N]
+
     def blocks(self, model: PreTrainedModel, shape: ModelShape) -> nn.ModuleList:
         """Return the list of blocks."""
         blocks = model.get_submodule(shape.block_path)
@@ -123,6 +128,10 @@ class EncoderFamily(Family):
         pooler = getattr(model.base_model, "pooler", None)
         state: Tensor = hidden_NSD[:, :1]
         return pooler(state) if pooler is not None else state
+
+    def summary_state(self, hidden_NSD: Tensor, mask_NS: Tensor) -> Tensor:
+        """Return the first token's state [N, D]."""
+        return hidden_NSD[:, 0]
 
 
 class LlamaFamily(Family):

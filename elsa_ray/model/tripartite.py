@@ -15,7 +15,7 @@ from elsa_ray.model.adapters import AdapterLayout
 from elsa_ray.model.cohort_linear import CohortLinear, FullLinear, LoraLinear, bound
 from elsa_ray.model.families import Family
 from elsa_ray.model.shape import ModelShape
-from elsa_ray.model.split import Part, Split
+from elsa_ray.model.split import Part, Split, whole
 
 
 class TripartiteModel:
@@ -64,6 +64,14 @@ class TripartiteModel:
             logits: Tensor = _head_module(self.model)(state)
         is_classification_of_one_state = logits.dim() == 3 and not self.shape.head[-1].per_token
         return logits[:, 0] if is_classification_of_one_state else logits
+
+    def whole(self, ids_NS: Tensor, mask_NS: Tensor, adapters: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the last hidden states [N, S, D] and the logits of the uncut model, whose adapters are all given."""
+        split = whole(self.shape.num_layers)
+        in_blocks = {name: value for name, value in adapters.items() if name.startswith(f"{self.shape.block_path}.")}
+        in_head = {name: value for name, value in adapters.items() if name not in in_blocks}
+        hidden_NSD = self.front(ids_NS, mask_NS, in_blocks, split)
+        return hidden_NSD, self.back(hidden_NSD, mask_NS, in_head, split)
 
     def frozen_tensors(self, split: Split, parts: Collection[Part]) -> list[Tensor]:
         """Return the frozen weights of some parts, embeddings and head included, in the order of their names."""

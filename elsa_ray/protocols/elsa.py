@@ -154,8 +154,8 @@ class Elsa(Protocol):
         on_client = flops.front_forward + flops.back_forward_backward + flops.front_backward
         on_edge = flops.middle_forward + flops.middle_backward
         seconds_N = (
-            on_client.total(batch_N, length_N) / setting.client_device.flops_per_second
-            + on_edge.total(batch_N, length_N) / setting.edge_device.flops_per_second
+            on_client.total(batch_N, length_N) / np.array([d.flops_per_second for d in setting.fleet.clients])
+            + on_edge.total(batch_N, length_N) / setting.fleet.edge.flops_per_second
         )
         return step_round_trip_seconds(
             setting.network,

@@ -14,7 +14,7 @@ from elsa_ray.network.graph import Network
 from elsa_ray.network.routes import Router
 from elsa_ray.tasks.task import Task
 from elsa_ray.training.recipe import Chains
-from elsa_ray.world.devices import Device
+from elsa_ray.world.fleet import Fleet
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Setting:
         network, router: the topology and its ways.
         shape, layout: the model and its trained tensors.
         chains: codecs by kind of payload.
-        client_device, edge_device: what computes.
+        fleet: what computes.
     """
 
     config: ExperimentConfig
@@ -37,8 +37,7 @@ class Setting:
     shape: ModelShape
     layout: AdapterLayout
     chains: Chains
-    client_device: Device
-    edge_device: Device
+    fleet: Fleet
 
     @property
     def seed(self) -> int:

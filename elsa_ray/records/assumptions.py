@@ -20,8 +20,8 @@ def assumptions(setting: Setting, executor: str) -> list[str]:
         "Network: fluid flows that share links max-min fairly, each after its path's latency; right for transfers much "
         "longer than a round trip, and blind to packets, losses and slow start.",
         _topology_sentence(setting),
-        _device_sentence("Clients", setting.client_device, 1),
-        _device_sentence("Edge servers", setting.edge_device, setting.config.world.edges.slots),
+        *_clients_sentences(setting),
+        _device_sentence("Edge servers", setting.fleet.edge, setting.config.world.edges.slots),
         "Time of aggregation, encoding, decoding and scheduling on the devices is not simulated; the cloud computes "
         "in no time.",
         "Energy: computation above idle of clients and edge servers, and the clients' radios; no idle power, no "
@@ -65,6 +65,13 @@ def _topology_sentence(setting: Setting) -> str:
 def _default_fields(section: Section, *, but: set[str]) -> list[str]:
     fields = type(section).model_fields
     return [name for name, field in fields.items() if name not in but and getattr(section, name) == field.default]
+
+
+def _clients_sentences(setting: Setting) -> list[str]:
+    kinds = setting.fleet.kinds()
+    if len(kinds) == 1:
+        return [_device_sentence("Clients", next(iter(kinds)), 1)]
+    return [_device_sentence(f"{number} of the clients", device, 1) for device, number in kinds.items()]
 
 
 def _device_sentence(whose: str, device: Device, slots: int) -> str:

@@ -23,7 +23,7 @@ def round_line(round_: Round, setting: Setting, arrived: ArrivedWork) -> dict[st
     """
     report, timeline = round_.report, round_.timeline
     score = report.score
-    energy = energy_joules(timeline, setting.network, setting.client_device, setting.edge_device)
+    energy = energy_joules(timeline, setting.network, setting.fleet)
     return {
         "round": report.round_index,
         "stop_reason": round_.stop_reason,

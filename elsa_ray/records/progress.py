@@ -111,13 +111,20 @@ def print_start(setting: Setting, console: Console) -> None:
         f"LoRA of rank {setting.layout.rank}, split {split_name(config)}",
         "data": f"{data_name(config)}: {len(task.train):,} training and {len(task.test):,} test texts, {learns}",
         "network": f"{setting.num_clients} clients, {len(setting.network.edges)} edges; {links}",
-        "client": device_text(setting.client_device),
-        "edge": f"{device_text(setting.edge_device)}; {config.world.edges.slots} slots",
+        "client": _clients_text(setting),
+        "edge": f"{device_text(setting.fleet.edge)}; {config.world.edges.slots} slots",
         "payloads": f"codec {codec_name(config)}, wire {config.protocol.wire_dtype}",
         "computed by": f"{config.runtime.executor}, in {config.numerics.precision} on {config.numerics.device}",
         "seed": str(config.seed),
     }
     _print_rows(rows, f"elsa-ray: {config.name}", console)
+
+
+def _clients_text(setting: Setting) -> str:
+    kinds = setting.fleet.kinds()
+    if len(kinds) == 1:
+        return device_text(next(iter(kinds)))
+    return "\n".join(f"{number} × {device_text(device)}" for device, number in kinds.items())
 
 
 def print_summary(summary: Mapping[str, Any], folder: Path, console: Console) -> None:

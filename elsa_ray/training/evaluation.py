@@ -13,7 +13,6 @@ import numpy.typing as npt
 import torch
 
 from elsa_ray.model.adapters import Adapters
-from elsa_ray.model.split import whole
 from elsa_ray.model.tripartite import TripartiteModel
 from elsa_ray.tasks.tokens import TokenizedTexts
 from elsa_ray.training.batches import cohort_batch
@@ -83,13 +82,8 @@ def score_piece(
 ) -> Score:
     """Run the whole model on one piece of the test set, without any codec."""
     batch = cohort_batch(tokens, [indices_B[None]], 0, pad_id)
-    split = whole(model.shape.num_layers)
     cohort_of_one = {name: tensor[None].to(model.device) for name, tensor in adapters.items()}
-    mask_NS = batch.mask_NS.to(model.device)
-    in_blocks = {name: value for name, value in cohort_of_one.items() if name.startswith(model.shape.block_path)}
-    in_head = {name: value for name, value in cohort_of_one.items() if name not in in_blocks}
-    hidden_NSD = model.front(batch.ids_NS.to(model.device), mask_NS, in_blocks, split)
-    logits = model.back(hidden_NSD, mask_NS, in_head, split)
+    _, logits = model.whole(batch.ids_NS.to(model.device), batch.mask_NS.to(model.device), cohort_of_one)
     (mean_loss,) = client_losses(logits, batch).tolist()
     if batch.labels_CB is None:
         count = int((batch.lengths_CB - 1).clamp(min=0).sum())

@@ -7,7 +7,7 @@ from functools import cache
 from elsa_ray.config.errors import InputError
 from elsa_ray.network.graph import Network
 from elsa_ray.network.routes import Router
-from elsa_ray.world.devices import Device
+from elsa_ray.world.fleet import Fleet
 from elsa_ray.world.plan import Plan
 from elsa_ray.world.player import Field, Path, initial_state, play
 from elsa_ray.world.timeline import Timeline, WorldState
@@ -19,14 +19,11 @@ class World:
     Args:
         network: the topology.
         router: of that network.
-        client_device: of all clients; a client computes one thing at a time.
-        edge_device: of all edges.
+        fleet: the devices; a client computes one thing at a time.
         edge_slots: computations that an edge makes at once, each at the device's rate.
     """
 
-    def __init__(
-        self, network: Network, router: Router, *, client_device: Device, edge_device: Device, edge_slots: int
-    ) -> None:
+    def __init__(self, network: Network, router: Router, *, fleet: Fleet, edge_slots: int) -> None:
         kinds = network.node_kinds
 
         @cache
@@ -37,11 +34,10 @@ class World:
                 raise InputError(network.where, f"no way from {pair}", "a path that does not lead through a client")
             return route
 
-        speeds = {"client": client_device.flops_per_second, "edge": edge_device.flops_per_second}
         self._field = Field(
             find_path=find_path,
             capacity_bytes_per_second=network.capacity_bytes_per_second.tolist(),
-            flops_per_second=[speeds.get(kind, float("inf")) for kind in kinds],
+            flops_per_second=fleet.flops_per_second(network).tolist(),
             slots=[edge_slots if kind == "edge" else 1 for kind in kinds],
         )
 

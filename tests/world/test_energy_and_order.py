@@ -12,6 +12,7 @@ from elsa_ray.network.graph import assemble
 from elsa_ray.network.routes import Router
 from elsa_ray.world.devices import Device
 from elsa_ray.world.energy import energy_joules
+from elsa_ray.world.fleet import Fleet
 from elsa_ray.world.plan import ActivityKind
 from elsa_ray.world.world import World
 from tests.world.stories import Scene, Story, make_network
@@ -31,7 +32,7 @@ def test_energy_is_watts_times_busy_seconds_and_the_radio_of_each_byte(tmp_path:
         radio_bytes = int(activities.num_bytes[is_radio].sum())
         assert client_flops > 0 and edge_flops > 0
         expected = 4 * client_flops / CLIENT_FLOPS + 64 * edge_flops / EDGE_FLOPS + 0.25 * radio_bytes
-        found = energy_joules(timeline, setting.network, setting.client_device, setting.edge_device)
+        found = energy_joules(timeline, setting.network, setting.fleet)
         assert found == pytest.approx(expected, rel=1e-12)
 
 
@@ -46,8 +47,8 @@ def test_work_that_spans_rounds_is_paid_once_and_dropped_work_until_it_is_droppe
         directed=False,
         roles_required=True,
     )
-    phone, edge = Device("phone", 1.0, 2.0, 0.5), Device("edge", 1.0, 16.0, 0.0)
-    world = World(network, Router(network), client_device=phone, edge_device=edge, edge_slots=1)
+    fleet = Fleet((Device("phone", 1.0, 2.0, 0.5),), Device("edge", 1.0, 16.0, 0.0))
+    world = World(network, Router(network), fleet=fleet, edge_slots=1)
 
     story = Story(network, keep_late=True)
     item = story.work(0)
@@ -57,7 +58,7 @@ def test_work_that_spans_rounds_is_paid_once_and_dropped_work_until_it_is_droppe
     story.send("trunk", "edge", "cloud", 8)
     story.gather("gather", "edge", [up], deadline=4.0)
     first, state = world.play(story.build(), world.start())
-    assert energy_joules(first, network, phone, edge) == 2 * 16.0
+    assert energy_joules(first, network, fleet) == 2 * 16.0
 
     # The long computation ends at 8 s and is paid whole. From 4 s to 8 s two messages of 16 bytes share the link; then
     # the upload flows until the deadline at 9 s. The edge has computed for 5 s when its work is dropped too.
@@ -70,7 +71,7 @@ def test_work_that_spans_rounds_is_paid_once_and_dropped_work_until_it_is_droppe
     story.gather("gather'", "edge", [note], deadline=5.0)
     second, state = world.play(story.build(), state)
     assert second.carried_bytes.tolist() == [0, 8, 16, 16, 0, 0, 0]
-    assert energy_joules(second, network, phone, edge) == 8 * 2.0 + (16 + 16 + 8) * 0.5 + 5 * 16.0
+    assert energy_joules(second, network, fleet) == 8 * 2.0 + (16 + 16 + 8) * 0.5 + 5 * 16.0
     assert len(state.activities) == 0
 
 
