@@ -132,6 +132,28 @@ def make_topology(
 
 
 @app.command()
+def sweep(
+    grid: Annotated[Path, typer.Argument(metavar="GRID.yaml", help="Rows, values and seeds on top of an experiment.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Folder; by default runs/sweep-NAME.")] = None,
+    jobs: Annotated[int, typer.Option(help="Runs at once, each in a process of its own.", min=1)] = 1,
+    only: Annotated[list[str] | None, typer.Option(metavar="ROW", help="Run this row now; may stand again.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Run these seeds of the grid now, such as 0,1.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and list the runs.")] = False,
+) -> None:
+    """Run a grid of settings and seeds, and put it into a table.
+
+    What is finished is not run again: after an interruption, a failure or a change of the grid, give the same command.
+    """
+    from elsa_ray.config.sweep import read_seeds
+    from elsa_ray.sweep import sweep as sweep_grid
+
+    chosen = read_seeds(seeds) if seeds is not None else None
+    done = sweep_grid(grid, out=out, jobs=jobs, only=only or (), seeds=chosen, dry_run=dry_run, console=Console())
+    if done.failed:
+        raise typer.Exit(1)
+
+
+@app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")],
     format_: Annotated[Literal["table", "json", "csv", "md"], typer.Option("--format")] = "table",
@@ -182,7 +204,7 @@ def run_command(arguments: Sequence[str]) -> int:
         return _failed(error)
     if code == 130 and termination.came:
         return _say("terminated", 143)
-    return _say("interrupted", 130) if code == 130 else 0
+    return _say("interrupted", 130) if code == 130 else code or 0
 
 
 def main() -> Any:

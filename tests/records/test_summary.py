@@ -57,10 +57,7 @@ def test_bytes_of_summary_tables_and_report_agree(timed: Recorded) -> None:
 
 def test_energy_is_the_worlds(timed: Recorded) -> None:
     setting = timed.prepared.setting
-    expected = sum(
-        energy_joules(finished.timeline, setting.network, setting.fleet)
-        for finished in timed.rounds
-    )
+    expected = sum(energy_joules(finished.timeline, setting.network, setting.fleet) for finished in timed.rounds)
     assert read_run(timed.path).figures["simulated_energy_joules"] == pytest.approx(expected) and expected > 0
 
 
