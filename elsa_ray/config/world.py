@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import math
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag, field_validator
 
+from elsa_ray.config.misbehaviour import MisbehaviourConfig
 from elsa_ray.config.section import Section
-from elsa_ray.config.units import FlopsPerSecond, Seconds, Watts
+from elsa_ray.config.units import FlopsPerSecond, NumBytes, Seconds, Watts
 
 PositiveInt = Annotated[int, Field(gt=0)]
 
@@ -21,13 +23,52 @@ class DeviceSpec(Section):
     """Power above idle while it computes."""
     radio_joules_per_byte: float = Field(default=0.0, ge=0)
     """Energy to send or receive one byte."""
+    memory_bytes: Annotated[NumBytes, Field(gt=0)] | None = None
+    """What training may use; none means no limit."""
+
+
+class DeviceMix(Section):
+    """Devices of several kinds: the share of the clients that has each profile."""
+
+    mix: dict[str, Annotated[float, Field(gt=0)]]
+    """Share by profile name; the shares sum to 1."""
+
+    @field_validator("mix")
+    @classmethod
+    def _whole(cls, value: dict[str, float]) -> dict[str, float]:
+        if not math.isclose(math.fsum(value.values()), 1.0, rel_tol=0, abs_tol=1e-6):
+            raise ValueError("shares of device profiles that sum to 1, such as {phone: 0.7, laptop: 0.3}")
+        return value
+
+
+# The tags are no keys of a section: pydantic puts them into the path of a mistake, where they must not pass for one.
+def _device_kind(value: Any) -> str | None:
+    if isinstance(value, str):
+        return "device name"
+    if isinstance(value, DeviceSpec | DeviceMix):
+        return "device mix" if isinstance(value, DeviceMix) else "device figures"
+    if isinstance(value, dict):
+        return "device mix" if "mix" in value else "device figures"
+    return None
+
+
+ClientDevice = Annotated[
+    Annotated[str, Tag("device name")]
+    | Annotated[DeviceSpec, Tag("device figures")]
+    | Annotated[DeviceMix, Tag("device mix")],
+    Discriminator(
+        _device_kind,
+        custom_error_type="device_kind",
+        custom_error_message="a valid string or a mapping: NAME, {flops_per_second: RATE}, or {mix: {NAME: SHARE}}",
+    ),
+]
 
 
 class ClientsConfig(Section):
     """The clients' devices."""
 
-    device: str | DeviceSpec = "phone"
-    """A profile's name, or a device's figures."""
+    device: ClientDevice = "phone"
+    """A profile's name, a device's figures, or shares of profiles."""
 
 
 class EdgesConfig(Section):
@@ -55,3 +96,5 @@ class WorldConfig(Section):
     clients: ClientsConfig = ClientsConfig()
     edges: EdgesConfig = EdgesConfig()
     round_policy: RoundPolicy = RoundPolicy()
+    misbehaviour: list[MisbehaviourConfig] = []
+    """Clients that are broken or hostile, and what they do."""
