@@ -16,7 +16,7 @@ from elsa_ray.config.experiment import ExperimentConfig
 from elsa_ray.config.load import load_config, make_config
 from elsa_ray.experiment import rounds
 from elsa_ray.model.adapters import Adapters
-from elsa_ray.prepare import PRECISIONS, Prepared, load_backbone, make_recipe, make_tripartite, prepare
+from elsa_ray.prepare import PRECISIONS, Prepared, load_backbone, make_recipe, make_tripartite, prepare, with_frame
 from elsa_ray.protocols.protocol import ProtocolState
 from elsa_ray.records.adapter import export_adapter
 from elsa_ray.records.compare import compare_runs
@@ -184,7 +184,7 @@ def _executor(
         return
     progress.status("loading the model")
     model, adapters = load_backbone(prepared)
-    recipe = make_recipe(prepared)
+    recipe = with_frame(prepared, make_recipe(prepared), model, adapters)
     if kind == "inline":
         with InlineExecutor(prepared.setting, make_tripartite(prepared, model), recipe) as executor:
             yield executor, adapters

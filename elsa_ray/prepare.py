@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from elsa_ray.codecs.chain import build_chain
+from elsa_ray.clustering.fingerprints import make_frame
+from elsa_ray.codecs.chain import build_chain, check_matching
 from elsa_ray.config.errors import InputError
 from elsa_ray.config.experiment import ExperimentConfig
+from elsa_ray.config.misbehaviour import Misbehaviour, check_misbehaviour_of_task
 from elsa_ray.config.plugins import find_class
 from elsa_ray.config.protocol import CodecChains
 from elsa_ray.model.adapters import Adapters, initial_adapters, make_layout
@@ -27,8 +31,10 @@ from elsa_ray.protocols.setting import Setting
 from elsa_ray.runtime.hardware import resolve_numerics
 from elsa_ray.tasks.task import load_task
 from elsa_ray.tasks.weights import load_model
+from elsa_ray.training.misbehaviour import misbehaviour_of_clients
+from elsa_ray.training.probing import answer_probes
 from elsa_ray.training.recipe import Chains, Recipe
-from elsa_ray.world.devices import find_device
+from elsa_ray.world.devices import devices_of_clients, find_device
 from elsa_ray.world.fleet import Fleet
 from elsa_ray.world.world import World
 
@@ -69,7 +75,7 @@ def prepare(config: ExperimentConfig) -> Prepared:
         raise InputError("task.max_length", config.task.max_length, f"at most {shape.max_positions} with this model")
     layout = make_layout(shape, family, config.task.lora, causal_lm=causal_lm)
     fleet = Fleet(
-        (find_device(config.world.clients.device, "world.clients.device"),) * len(network.clients),
+        devices_of_clients(config.world.clients.device, len(network.clients), config.seed, "world.clients.device"),
         find_device(config.world.edges.device, "world.edges.device"),
     )
     router = Router(network)
@@ -82,10 +88,20 @@ def prepare(config: ExperimentConfig) -> Prepared:
         layout=layout,
         chains=make_chains(config),
         fleet=fleet,
+        misbehaviour=_misbehaviour(config, len(network.clients)),
     )
     protocol = find_class("protocol.name", "elsa_ray.protocols", config.protocol.name, PROTOCOLS)
     world = World(network, router, fleet=fleet, edge_slots=config.world.edges.slots)
     return Prepared(config, setting, protocol(config.protocol, setting), world)
+
+
+def _misbehaviour(config: ExperimentConfig, num_clients: int) -> tuple[Misbehaviour | None, ...]:
+    """Return what each client does; nothing at all where all are honest."""
+    specs = config.world.misbehaviour
+    if not specs:
+        return ()
+    check_misbehaviour_of_task(specs, causal_lm=config.task.kind == "causal_lm")
+    return misbehaviour_of_clients(specs, num_clients, config.seed)
 
 
 def _resolved(config: ExperimentConfig, network: Network) -> ExperimentConfig:
@@ -106,11 +122,15 @@ def make_chains(config: ExperimentConfig) -> Chains:
     """
     codec = getattr(config.protocol, "codec", CodecChains())
     wire_dtype = config.protocol.wire_dtype
-    return Chains(
-        activation=build_chain(codec.activation, wire_dtype, "protocol.codec.activation", for_adapters=False),
-        gradient=build_chain(codec.gradient, wire_dtype, "protocol.codec.gradient", for_adapters=False),
-        adapter=build_chain(codec.adapter, wire_dtype, "protocol.codec.adapter", for_adapters=True),
-    )
+    where = "protocol.codec"
+    activation = build_chain(codec.activation, wire_dtype, f"{where}.activation", for_adapters=False)
+    gradient = build_chain(codec.gradient, wire_dtype, f"{where}.gradient", for_adapters=False)
+    check_matching(activation, gradient, f"{where}.gradient")
+    adapter = build_chain(codec.adapter, wire_dtype, f"{where}.adapter", for_adapters=True)
+    update = None
+    if codec.update is not None:
+        update = build_chain(codec.update, wire_dtype, f"{where}.update", for_adapters=True)
+    return Chains(activation, gradient, adapter, update)
 
 
 def make_recipe(prepared: Prepared) -> Recipe:
@@ -118,8 +138,32 @@ def make_recipe(prepared: Prepared) -> Recipe:
     config, setting = prepared.config, prepared.setting
     adapter_dtype = torch.float64 if config.numerics.precision == "fp64" else torch.float32
     return Recipe(
-        config.seed, config.protocol, setting.chains, setting.task.backbone.config.pad_token_id, adapter_dtype
+        config.seed,
+        config.protocol,
+        setting.chains,
+        setting.task.backbone.config.pad_token_id,
+        adapter_dtype,
+        num_labels=setting.task.num_labels,
+        inquiry=setting.inquiry,
+        misbehaviour=setting.misbehaviour,
     )
+
+
+def with_frame(prepared: Prepared, recipe: Recipe, model: PreTrainedModel, adapters: Adapters) -> Recipe:
+    """Return the recipe with what makes fingerprints comparable: the base model's axes on the probes (card 1.4 a).
+
+    The cloud computes it once, before the first round, from a copy of the model.
+
+    Raises:
+        InputError: the probes are too few, or too much alike.
+    """
+    inquiry = recipe.inquiry
+    if inquiry is None or inquiry.dimensions is None:
+        return recipe
+    base = make_tripartite(prepared, deepcopy(model))
+    stacked = {name: tensor[None].to(base.device) for name, tensor in adapters.items()}
+    (answers,) = answer_probes(base, stacked, inquiry.probes, recipe.pad_id)
+    return replace(recipe, frame=make_frame(answers.states_QD.astype(np.float64), inquiry.dimensions))
 
 
 def load_backbone(prepared: Prepared) -> tuple[PreTrainedModel, Adapters]:

@@ -9,7 +9,7 @@ import torch
 from elsa_ray.model.adapters import Adapters
 
 
-def weighted_mean(adapter_sets: Sequence[Adapters], weights: Sequence[int]) -> Adapters:
+def weighted_mean(adapter_sets: Sequence[Adapters], weights: Sequence[float]) -> Adapters:
     """Return the mean of each tensor, summed in the given order in fp64, in the tensors' own type.
 
     Sets of weight 0 have no influence, not even by a NaN.

@@ -1,6 +1,8 @@
-"""Assign clients to edges by the estimated round trip of one training step, under capacity (methods.md 1.7, 1.9).
+"""Assign clients to edges by behaviour and the round trip of a training step, under capacity (methods.md 1.7, 1.9).
 
-Shapes: N clients, K edges.
+The paper's objective is not known: costs, weights and the matching of clusters to edges are the card's reconstruction.
+
+Shapes: N clients, K edges, G gateways.
 """
 
 from __future__ import annotations
@@ -9,21 +11,33 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 
+from elsa_ray.clustering.medoids import typical
+from elsa_ray.clustering.transport import PARKED, least_cost, near_least_cost
+from elsa_ray.config.clustering import ClusteringConfig
 from elsa_ray.network.graph import Network
-from elsa_ray.network.routes import Router
+from elsa_ray.network.routes import Route, Router
 
-PARKED = -1
-"""Stands for the edge of a client that can reach none."""
+__all__ = ["PARKED", "assign", "default_capacity", "edge_costs", "edges_of_clusters", "step_round_trip_seconds"]
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+EXACT_SIZE = 2_000_000
+"""Clients times edges up to which the assignment is exact."""
+SPARE_PLACES = (6, 5)
+"""Places of all edges to clients, as a fraction, where no capacity is configured."""
+MISSING_WAY = 10.0
+"""Times the longest latency: what no way at all counts, where clusters are matched to edges."""
 
 
 def step_round_trip_seconds(
     network: Network,
     router: Router,
     *,
-    up_bytes_N: npt.NDArray[np.float64],
-    down_bytes_N: npt.NDArray[np.float64],
-    compute_seconds_NK: npt.NDArray[np.float64],
-) -> npt.NDArray[np.float64]:
+    up_bytes_N: Floats,
+    down_bytes_N: Floats,
+    compute_seconds_NK: Floats,
+) -> Floats:
     """Estimate one split training step of each client through each edge, on idle links.
 
     A step is two messages up and two down: 2 (latency up + latency down) + bytes / bottleneck of each direction +
@@ -35,38 +49,114 @@ def step_round_trip_seconds(
         up_bytes_N, down_bytes_N: of both messages of a direction together.
         compute_seconds_NK: client and edge computation of a step.
     """
-    seconds_NK = np.full((len(network.clients), len(network.edges)), np.inf)
-    for k, edge in enumerate(network.edges.tolist()):
-        for n, client in enumerate(network.clients.tolist()):
-            up, down = router.route(client, edge), router.route(edge, client)
-            if up is None or down is None:
-                continue
-            waiting = 2 * (up.latency_seconds + down.latency_seconds)
-            sending = (
-                up_bytes_N[n] / up.bottleneck_bytes_per_second + down_bytes_N[n] / down.bottleneck_bytes_per_second
-            )
-            seconds_NK[n, k] = waiting + sending + compute_seconds_NK[n, k]
-    return seconds_NK
+    up_seconds_NK, up_rate_NK = _ways(network, router, upward=True)
+    down_seconds_NK, down_rate_NK = _ways(network, router, upward=False)
+    sending_NK = up_bytes_N[:, None] / up_rate_NK + down_bytes_N[:, None] / down_rate_NK
+    return 2 * (up_seconds_NK + down_seconds_NK) + sending_NK + compute_seconds_NK
 
 
-def assign(cost_NK: npt.NDArray[np.float64], capacity: int | None) -> npt.NDArray[np.int64]:
+def _ways(network: Network, router: Router, *, upward: bool) -> tuple[Floats, Floats]:
+    """Return latency and bottleneck of each client's way to each edge, or back; an infinite latency is no way.
+
+    A client with one link in that direction has no choice but the node behind it, its gateway: routes are looked up
+    between gateways and edges, of which there are few, and the client's own link is added. Any other client is its
+    own gateway.
+    """
+    near_end, far_end = network.link_source, network.link_target
+    if not upward:
+        near_end, far_end = far_end, near_end
+    link_of_node = np.full(len(network.node_names), -1)
+    link_of_node[near_end] = np.arange(len(near_end))
+    num_links_N = np.bincount(near_end, minlength=len(network.node_names))[network.clients]
+    single = np.flatnonzero(num_links_N == 1)
+    link = link_of_node[network.clients[single]]
+    forwards = np.array([network.node_kinds[node] != "client" for node in far_end[link].tolist()], bool)
+    single, link = single[forwards], link[forwards]
+    gateway_N = network.clients.copy()
+    own_seconds_N, own_rate_N = np.zeros(len(gateway_N)), np.full(len(gateway_N), np.inf)
+    gateway_N[single] = far_end[link]
+    own_seconds_N[single] = network.link_latency_seconds[link]
+    own_rate_N[single] = network.link_bandwidth_bytes_per_second[link]
+
+    gateways_G, gateway_of_client_N = np.unique(gateway_N, return_inverse=True)
+    pairs = [(gateway, edge) for gateway in gateways_G.tolist() for edge in network.edges.tolist()]
+    sources, targets = [first for first, _ in pairs], [second for _, second in pairs]
+    routes = router.routes(sources, targets) if upward else router.routes(targets, sources)
+    shape = (len(gateways_G), len(network.edges))
+    seconds_GK = np.array([_latency_seconds(route) for route in routes]).reshape(shape)
+    rate_GK = np.array([1.0 if route is None else route.bottleneck_bytes_per_second for route in routes]).reshape(shape)
+    return (
+        own_seconds_N[:, None] + seconds_GK[gateway_of_client_N],
+        np.minimum(own_rate_N[:, None], rate_GK[gateway_of_client_N]),
+    )
+
+
+def _latency_seconds(route: Route | None) -> float:
+    return np.inf if route is None else route.latency_seconds
+
+
+def edge_costs(divergence_NK: Floats, latency_NK: Floats, trust_N: Floats, config: ClusteringConfig) -> Floats:
+    """Return what each edge costs each client; infinite where it cannot be reached, or not within the longest latency.
+
+    behaviour_weight * divergence / median divergence + latency_weight * latency / longest latency
+    + trust_weight * (1 - trust).
+
+    Args:
+        divergence_NK: from the medoid of each edge's cluster, in nats. NaN is not known: a client without any known
+            divergence is as near to one edge as to the other; an edge without a medoid counts as the median.
+        latency_NK: of a training step; infinite where there is no way.
+        trust_N: in [0, 1].
+        config: the ``clustering`` section.
+    """
+    limit = np.inf if config.max_latency_seconds is None else config.max_latency_seconds
+    admitted_NK = np.isfinite(latency_NK) & (latency_NK <= limit)
+    longest = latency_NK[admitted_NK].max(initial=0.0)
+    latency_share_NK = np.where(admitted_NK, latency_NK, 0.0) / (longest if longest > 0 else 1.0)
+    known_NK = np.isfinite(divergence_NK)
+    behaviour_NK = np.where(known_NK, divergence_NK, np.nan) / typical(divergence_NK)
+    behaviour_NK = np.where(known_NK, behaviour_NK, known_NK.any(axis=1, keepdims=True) * 1.0)
+    cost_NK = config.behaviour_weight * behaviour_NK + config.latency_weight * latency_share_NK
+    cost_NK += config.trust_weight * (1.0 - trust_N)[:, None]
+    return np.where(admitted_NK, cost_NK, np.inf)
+
+
+def edges_of_clusters(cluster_of_client_N: Ints, latency_NK: Floats) -> Ints:
+    """Return the edge of each of K clusters, one to one, of least total mean latency of the members.
+
+    Clusters without members come last in the choice. A missing way counts as ten times the longest latency.
+    """
+    num_edges = latency_NK.shape[1]
+    longest = latency_NK[np.isfinite(latency_NK)].max(initial=0.0)
+    seconds_NK = np.where(np.isfinite(latency_NK), latency_NK, MISSING_WAY * longest)
+    mean_KK = np.zeros((num_edges, num_edges))
+    for cluster in range(num_edges):
+        members = cluster_of_client_N == cluster
+        if members.any():
+            mean_KK[cluster] = seconds_NK[members].mean(axis=0)
+    _, edge_of_cluster_K = linear_sum_assignment(mean_KK)
+    return edge_of_cluster_K.astype(np.int64)
+
+
+def default_capacity(num_clients: int, num_edges: int) -> int:
+    """Return ceil(1.2 N / K): the places of an edge where none are configured."""
+    more, than = SPARE_PLACES
+    return -(-more * num_clients // (than * num_edges))
+
+
+def assign(cost_NK: Floats, capacity: int | None, handicap_N: Floats | None = None) -> Ints:
     """Return each client's edge in an assignment of least total cost, ``PARKED`` where none is free or reachable.
 
-    Without capacity it is each client's cheapest edge (of equal ones the first). With it, the assignment problem is
-    solved exactly, each edge standing for ``capacity`` places; nobody is parked whom a free place could take.
+    Without capacity it is each client's cheapest edge (of equal ones the first). With it, nobody is parked whom a free
+    place could take; the total is the least one for N K up to two million, and beyond that nearly.
+
+    Args:
+        cost_NK: infinite where an edge cannot serve a client.
+        capacity: places of each edge; None for no limit.
+        handicap_N: who has more of it gives way to clients of equal costs; lack of trust, say.
     """
-    num_clients = len(cost_NK)
-    reachable_NK = np.isfinite(cost_NK)
     if capacity is None:
         nearest = np.argmin(cost_NK, axis=1)
-        return np.where(reachable_NK.any(axis=1), nearest, PARKED)
-    # Parking costs more than any assignment of all clients, so the fewest possible are parked.
-    parking = float(cost_NK[reachable_NK].max(initial=0.0)) * num_clients + 1.0
-    places = np.repeat(np.where(reachable_NK, cost_NK, 2 * parking), min(capacity, num_clients), axis=1)
-    parking_places = np.full((num_clients, num_clients), parking)
-    clients, chosen = linear_sum_assignment(np.concatenate([places, parking_places], axis=1))
-    edges = np.full(num_clients, PARKED, np.int64)
-    is_place = chosen < places.shape[1]
-    edges[clients[is_place]] = chosen[is_place] // min(capacity, num_clients)
-    edges[(edges != PARKED) & ~reachable_NK[np.arange(num_clients), edges]] = PARKED
-    return edges
+        return np.where(np.isfinite(cost_NK).any(axis=1), nearest, PARKED)
+    if cost_NK.size <= EXACT_SIZE:
+        return least_cost(cost_NK, capacity, handicap_N)
+    return near_least_cost(cost_NK, capacity, handicap_N)

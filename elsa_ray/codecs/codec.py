@@ -54,7 +54,8 @@ class CodecContext:
         round_index, edge_round, step: when; ``step`` is -1 for adapters.
         client: index of the client; between the cloud and an edge -2 minus the edge's node index.
         role: the payload's role label.
-        memory: the stage's calibration as this end holds it; empty where it holds none.
+        memory: what this end holds for the stage (its calibration, the error it has kept); empty where it holds none.
+        tensor: position of the tensor in its message; 0 but for adapters.
     """
 
     seed: int = 0
@@ -64,6 +65,17 @@ class CodecContext:
     client: int = -1
     role: str = ""
     memory: Tensors = ()
+    tensor: int = 0
+
+    @property
+    def moment(self) -> tuple[int | str, ...]:
+        """Which message and tensor of the run this is: what fresh randomness is derived from, with a purpose."""
+        return self.seed, self.round_index, self.edge_round, self.step, self.client, self.role, self.tensor
+
+    @property
+    def is_gradient(self) -> bool:
+        """Whether the message carries a gradient."""
+        return self.role in (Role.GRADIENT_UP.label, Role.GRADIENT_DOWN.label)
 
 
 @dataclass(frozen=True)
@@ -88,6 +100,7 @@ class Codec(ABC):
             and the codec must be the last of its chain.
         linear: encode and decode together are a linear map.
         unbiased: the decoded value's expectation over the codec's own randomness is the input.
+        lossless: decode undoes encode, up to the rounding of floats; gradients pass it unchanged.
         straight_through: gradients pass as if the codec were the identity; else they take the exact adjoint of
             encode and decode, which must then be built of differentiable torch operations.
         size_is_exact: ``width_out`` and ``side_layout`` give the exact size; else an upper bound.
@@ -98,6 +111,7 @@ class Codec(ABC):
     number_format: torch.dtype | None = None
     linear: bool = False
     unbiased: bool = False
+    lossless: bool = False
     straight_through: bool = True
     size_is_exact: bool = True
     calibration: Calibration | None = None

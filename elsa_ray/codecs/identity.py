@@ -20,6 +20,7 @@ class Identity(Codec):
 
     linear = True
     unbiased = True
+    lossless = True
     straight_through = False
 
     def encode(self, x_TD: Tensor, context: CodecContext) -> Rows:

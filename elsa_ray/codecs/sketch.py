@@ -15,7 +15,7 @@ from torch import Tensor
 
 from elsa_ray.codecs.codec import Codec, CodecContext, Rows
 from elsa_ray.config.section import Section
-from elsa_ray.tasks.seeds import numpy_generator
+from elsa_ray.tasks.seeds import derive_seed, numpy_generator
 
 
 class Sketch(Codec):
@@ -34,7 +34,9 @@ class Sketch(Codec):
         buckets: int = Field(default=128, ge=1)
         """Z, buckets a hash; the payload shrinks by D / (rows * buckets)."""
         seed: int = Field(default=0, ge=0)
-        """Of the hash tables, which both ends derive; they stay the same for the whole run."""
+        """Of the hash tables, which both ends derive."""
+        hash: Literal["fixed", "fresh"] = "fixed"
+        """``fixed`` tables serve the whole run, so the error is the same each time; ``fresh`` ones a single message."""
         decode: Literal["median", "mean", "mmse"] = "mmse"
         backward: Literal["straight_through", "exact"] = "straight_through"
         """``exact`` takes the adjoint of encode and decode, as for a fixed layer."""
@@ -51,14 +53,14 @@ class Sketch(Codec):
 
     def encode(self, x_TD: Tensor, context: CodecContext) -> Rows:
         """Return the sketch [T, Y·Z] of each row."""
-        projection_DE, _ = self._tables(x_TD)
+        projection_DE, _ = self._tables(x_TD, context)
         return Rows(x_TD @ projection_DE)
 
     def decode(self, rows: Rows, width: int, context: CodecContext) -> Tensor:
         """Return the estimate [T, D]."""
         num_rows, num_buckets = self.config.rows, self.config.buckets
         like = rows.values.new_empty(0, width)
-        projection_DE, (cell_YD, sign_YD) = self._tables(like)
+        projection_DE, (cell_YD, sign_YD) = self._tables(like, context)
         if self.config.decode != "median":
             ratio = width / (num_rows * num_buckets)
             shrinkage = 1 / (1 + ratio) if self.config.decode == "mmse" else 1.0
@@ -67,9 +69,10 @@ class Sketch(Codec):
         ordered_TYD = estimates_TYD.sort(dim=1).values
         return (ordered_TYD[:, (num_rows - 1) // 2] + ordered_TYD[:, num_rows // 2]) / 2
 
-    def _tables(self, like_TD: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def _tables(self, like_TD: Tensor, context: CodecContext) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         config = self.config
-        projection, cell, sign = _hash_tables(config.rows, config.buckets, config.seed, like_TD.shape[1])
+        seed = config.seed if config.hash == "fixed" else derive_seed(config.seed, "fresh-hashes", *context.moment)
+        projection, cell, sign = _hash_tables(config.rows, config.buckets, seed, like_TD.shape[1])
         return projection.to(like_TD), (cell.to(like_TD.device), sign.to(like_TD))
 
 

@@ -6,17 +6,20 @@ client, texts B, tokens S, width D, body length, CRC-32 of all other bytes.
 
 from __future__ import annotations
 
+import math
 import struct
 import zlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from elsa_ray.codecs.chain import WIRE_DTYPES, CodecChain
-from elsa_ray.codecs.codec import CodecContext
+from elsa_ray.codecs.chain import WIRE_DTYPES, CodecChain, Memory, Reader, tensor_bytes
+from elsa_ray.codecs.codec import CodecContext, Maker
+from elsa_ray.codecs.stages import widths_of
 from elsa_ray.config.errors import InputError
 from elsa_ray.world.roles import Role
 
@@ -61,18 +64,36 @@ def adapter_num_bytes(chain: CodecChain, shapes: list[tuple[int, ...]]) -> int:
     return HEADER_BYTES + sum(int(chain.body_bytes(*_rows_and_width(shape))) for shape in shapes)
 
 
+def calibration_num_bytes(chain: CodecChain, width: int, makers: frozenset[Maker]) -> list[tuple[Role, int]]:
+    """Return role and size in bytes, header included, of each calibration that leaves one of the ``makers``.
+
+    ``width`` is D of the chain's input; the order is that of the stages.
+    """
+    return [
+        (shipped.role, HEADER_BYTES + sum(dtype.itemsize * math.prod(shape) for dtype, shape in shipped.layout))
+        for shipped in _shipped(chain, width, makers)
+    ]
+
+
 def encode_hidden(
-    chain: CodecChain, role: Role, hidden_BSD: Tensor, context: CodecContext, lengths_B: Tensor | None = None
+    chain: CodecChain,
+    role: Role,
+    hidden_BSD: Tensor,
+    context: CodecContext,
+    lengths_B: Tensor | None = None,
+    memory: Memory = (),
 ) -> bytes:
     """Encode one client's hidden states or gradients [B, S, D], with its texts' lengths [B] for ``activation_up``."""
     batch, length, width = hidden_BSD.shape
-    body = chain.encode(hidden_BSD.reshape(batch * length, width), context)
+    body = chain.encode(hidden_BSD.reshape(batch * length, width), context, memory)
     if lengths_B is not None:
         body = lengths_B.cpu().numpy().astype("<u2").tobytes() + body
     return _frame(chain, role, context, (batch, length, width), body)
 
 
-def decode_hidden(chain: CodecChain, role: Role, payload: bytes, context: CodecContext) -> tuple[Tensor, Tensor | None]:
+def decode_hidden(
+    chain: CodecChain, role: Role, payload: bytes, context: CodecContext, memory: Memory = ()
+) -> tuple[Tensor, Tensor | None]:
     """Decode hidden states or gradients [B, S, D]; for ``activation_up`` also the texts' lengths [B], else None.
 
     Raises:
@@ -86,14 +107,37 @@ def decode_hidden(chain: CodecChain, role: Role, payload: bytes, context: CodecC
         body = body[mask_bytes:]
     rows = header.batch_size * header.length
     _check_length(len(body), int(chain.body_bytes(rows, header.width)))
-    values = chain.decode(body, rows, header.width, context)
+    values = chain.decode(body, rows, header.width, context, memory)
     return values.reshape(header.batch_size, header.length, header.width), lengths_B
 
 
-def encode_adapters(chain: CodecChain, role: Role, tensors: list[Tensor], context: CodecContext) -> bytes:
-    """Encode adapter tensors one after another; the receiver knows their shapes from the layout."""
-    body = b"".join(chain.encode(tensor.reshape(_rows_and_width(tuple(tensor.shape))), context) for tensor in tensors)
+def encode_adapters(
+    chain: CodecChain, role: Role, tensors: list[Tensor], context: CodecContext, memories: Sequence[Memory] = ()
+) -> bytes:
+    """Encode adapter tensors one after another; the receiver knows their shapes from the layout.
+
+    ``memories`` is what the sender holds for each tensor, as ``adapter_memories_after`` gave it; () for nothing.
+    """
+    held = memories or [()] * len(tensors)
+    body = b"".join(
+        chain.encode(_as_rows(tensor), replace(context, tensor=position), memory)
+        for position, (tensor, memory) in enumerate(zip(tensors, held, strict=True))
+    )
     return _frame(chain, role, context, (len(tensors), 0, 0), body)
+
+
+def adapter_memories_after(
+    chain: CodecChain, tensors: list[Tensor], context: CodecContext, memories: Sequence[Memory] = ()
+) -> list[Memory]:
+    """Return what the sender holds for each tensor after ``encode_adapters`` with the same arguments.
+
+    A chain that remembers nothing (``CodecChain.remembers_error``) gives () for each.
+    """
+    held = memories or [()] * len(tensors)
+    return [
+        chain.memory_after(_as_rows(tensor), replace(context, tensor=position), memory)
+        for position, (tensor, memory) in enumerate(zip(tensors, held, strict=True))
+    ]
 
 
 def encode_frozen(tensors: list[Tensor], context: CodecContext) -> bytes:
@@ -112,12 +156,65 @@ def decode_adapters(
     _, body = open_payload(chain, role, payload, context)
     sizes = [int(chain.body_bytes(*_rows_and_width(shape))) for shape in shapes]
     _check_length(len(body), sum(sizes))
-    tensors = []
+    tensors: list[Tensor] = []
     for shape, size in zip(shapes, sizes, strict=True):
         rows, width = _rows_and_width(shape)
-        tensors.append(chain.decode(body[:size], rows, width, context).reshape(shape))
+        own_context = replace(context, tensor=len(tensors))
+        tensors.append(chain.decode(body[:size], rows, width, own_context).reshape(shape))
         body = body[size:]
     return tensors
+
+
+def encode_calibrations(
+    chain: CodecChain, memory: Memory, width: int, makers: frozenset[Maker], context: CodecContext
+) -> list[bytes]:
+    """Encode the calibrations that leave one of the ``makers``, a payload each; see ``calibration_num_bytes``.
+
+    Args:
+        chain: whose.
+        memory: what the maker holds after ``CodecChain.calibrate``.
+        width: D of the chain's input.
+        makers: who has made calibrations just now.
+        context: of the moment.
+    """
+    payloads = []
+    for shipped in _shipped(chain, width, makers):
+        body = b"".join(tensor_bytes(tensor) for tensor in memory[shipped.position])
+        payloads.append(_frame(chain, shipped.role, context, (shipped.position, 0, width), body))
+    return payloads
+
+
+def decode_calibrations(
+    chain: CodecChain,
+    payloads: Sequence[bytes],
+    held: Memory,
+    width: int,
+    makers: frozenset[Maker],
+    context: CodecContext,
+) -> Memory:
+    """Return what the receiver of ``encode_calibrations`` then holds.
+
+    What was shipped is decoded; of what was made and not shipped it holds nothing; the rest is as in ``held``.
+
+    Raises:
+        PayloadError: a payload is missing, damaged or not what is expected.
+    """
+    expected = _shipped(chain, width, makers)
+    if len(payloads) != len(expected):
+        raise PayloadError("payload", f"{len(payloads)} calibrations", str(len(expected)))
+    memory = [
+        () if stage.calibration is not None and stage.calibration.maker in makers else own
+        for stage, own in zip(chain.stages, chain.memory_of_all(held), strict=True)
+    ]
+    for shipped, payload in zip(expected, payloads, strict=True):
+        header, body = open_payload(chain, shipped.role, payload, context)
+        if (header.batch_size, header.width) != (shipped.position, width):
+            found = f"a calibration of stage {header.batch_size}, width {header.width}"
+            raise PayloadError("payload", found, f"stage {shipped.position}, width {width}")
+        _check_length(len(body), sum(dtype.itemsize * math.prod(shape) for dtype, shape in shipped.layout))
+        reader = Reader(body)
+        memory[shipped.position] = tuple(reader.take(dtype, *shape) for dtype, shape in shipped.layout)
+    return tuple(memory)
 
 
 def open_payload(chain: CodecChain, role: Role, payload: bytes, context: CodecContext) -> tuple[Header, memoryview]:
@@ -160,6 +257,28 @@ def _checksum(header: bytes | memoryview, body: bytes | memoryview) -> int:
 def _check_length(found: int, expected: int) -> None:
     if found != expected:
         raise PayloadError("payload", f"a body of {found} bytes", f"{expected} bytes by the chain's formula")
+
+
+@dataclass(frozen=True)
+class _Shipped:
+    """A calibration that travels: of which stage, in which role, and its tensors' types and shapes."""
+
+    position: int
+    role: Role
+    layout: tuple[tuple[torch.dtype, tuple[int, ...]], ...]
+
+
+def _shipped(chain: CodecChain, width: int, makers: frozenset[Maker]) -> list[_Shipped]:
+    shipped = []
+    for position, (stage, own_width) in enumerate(zip(chain.stages, widths_of(chain.stages, width), strict=False)):
+        calibration = stage.calibration
+        if calibration is not None and calibration.maker in makers and calibration.role is not None:
+            shipped.append(_Shipped(position, calibration.role, stage.calibration_layout(own_width)))
+    return shipped
+
+
+def _as_rows(tensor: Tensor) -> Tensor:
+    return tensor.reshape(_rows_and_width(tuple(tensor.shape)))
 
 
 def _rows_and_width(shape: tuple[int, ...]) -> tuple[int, int]:

@@ -6,7 +6,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from elsa_ray.config.clustering import ClusteringConfig, TrustConfig
 from elsa_ray.config.section import Section
+from elsa_ray.config.split import SplitChoice, SplitConfig
 from elsa_ray.config.units import NumBytes, Seconds
 
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -24,19 +26,12 @@ class OptimizerConfig(Section):
     """The learning rate is multiplied by this after each global round."""
 
 
-class SplitConfig(Section):
-    """Blocks on the client before the edge (``front``, p >= 1) and after it (``back``, o >= 0)."""
-
-    front: int = Field(default=1, ge=1)
-    back: int = Field(default=1, ge=0)
-
-
 class CodecSpec(Section):
     """One codec of a chain: its kind and that kind's own parameters, validated by the codec's own model."""
 
     model_config = {**Section.model_config, "extra": "allow"}
     kind: str
-    """``identity``, ``cast``, ``int8``, ``sketch``, an installed entry point, or ``module:Class``."""
+    """A built-in codec's name, an installed entry point, or ``module:Class``."""
 
 
 class CodecChains(Section):
@@ -45,6 +40,8 @@ class CodecChains(Section):
     activation: list[CodecSpec] = []
     gradient: list[CodecSpec] = []
     adapter: list[CodecSpec] = []
+    update: list[CodecSpec] | None = None
+    """Of what clients send, then the update, trained minus received. None: they send models, by ``adapter``."""
 
 
 class StopConfig(Section):
@@ -91,7 +88,11 @@ class ElsaConfig(ProtocolConfig):
     name: Literal["elsa"] = "elsa"
     edge_rounds: PositiveInt = 1
     """Edge aggregations a global round."""
-    split: SplitConfig = SplitConfig()
+    split: SplitChoice = SplitConfig()
+    clustering: ClusteringConfig | None = None
+    """Groups clients by behaviour and gives groups to edges; none: each client stays at its nearest edge."""
+    trust: TrustConfig | None = None
+    """Weighs and excludes clients by how their models answer the probes; none: everybody counts fully."""
     codec: CodecChains = CodecChains()
 
     @field_validator("codec", mode="before")

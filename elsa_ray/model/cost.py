@@ -78,6 +78,21 @@ def step_flops(shape: ModelShape, layout: AdapterLayout, split: Split) -> StepFl
     return StepFlops(front_forward, middle_forward, back, middle_backward, front_backward)
 
 
+def forward_flops(shape: ModelShape, layout: AdapterLayout, split: Split) -> dict[Part, Flops]:
+    """Return the cost of a forward pass without gradients of each part; the head is in the back."""
+    flops = {part: _blocks(shape, layout, split.layers(part), input_has_grad=False)[0] for part in Part}
+    head = Flops()
+    for layer in shape.head:
+        products = _product(layer.linear)
+        head += Flops(per_token=products) if layer.per_token else Flops(per_text=products)
+    return {**flops, Part.BACK: flops[Part.BACK] + head}
+
+
+def blocks_num_bytes(shape: ModelShape, num_blocks: int, bytes_per_number: int) -> int:
+    """Return the bytes of so many frozen blocks."""
+    return num_blocks * shape.block.num_parameters * bytes_per_number
+
+
 def frozen_num_bytes(shape: ModelShape, split: Split, part: Part, bytes_per_number: int) -> int:
     """Return the bytes of a part's frozen weights: what ``weights_down`` carries to a node.
 

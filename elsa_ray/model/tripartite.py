@@ -58,7 +58,15 @@ class TripartiteModel:
 
     def back(self, hidden_NSD: Tensor, mask_NS: Tensor, adapters: Mapping[str, Tensor], split: Split) -> Tensor:
         """Return the logits: [N, K] for classification, [N, S, V] for causal language modelling."""
-        hidden_NSD = self._run_blocks(hidden_NSD, mask_NS, adapters, split.layers(Part.BACK))
+        return self.logits(self.last_hidden(hidden_NSD, mask_NS, adapters, split), mask_NS, adapters)
+
+    def last_hidden(self, hidden_NSD: Tensor, mask_NS: Tensor, adapters: Mapping[str, Tensor], split: Split) -> Tensor:
+        """Return the hidden states [N, S, D] behind the last block from those at the second cut."""
+        return self._run_blocks(hidden_NSD, mask_NS, adapters, split.layers(Part.BACK))
+
+    def logits(self, hidden_NSD: Tensor, mask_NS: Tensor, adapters: Mapping[str, Tensor]) -> Tensor:
+        """Return what the head makes of the states behind the last block."""
+        adapters = {name: value for name, value in adapters.items() if not self._is_in_block(name)}
         with bound(self._layers, adapters):
             state = self.family.before_head(self.model, hidden_NSD, mask_NS)
             logits: Tensor = _head_module(self.model)(state)
@@ -68,15 +76,21 @@ class TripartiteModel:
     def whole(self, ids_NS: Tensor, mask_NS: Tensor, adapters: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return the last hidden states [N, S, D] and the logits of the uncut model, whose adapters are all given."""
         split = whole(self.shape.num_layers)
-        in_blocks = {name: value for name, value in adapters.items() if name.startswith(f"{self.shape.block_path}.")}
-        in_head = {name: value for name, value in adapters.items() if name not in in_blocks}
-        hidden_NSD = self.front(ids_NS, mask_NS, in_blocks, split)
-        return hidden_NSD, self.back(hidden_NSD, mask_NS, in_head, split)
+        hidden_NSD = self.front(ids_NS, mask_NS, adapters, split)
+        return hidden_NSD, self.logits(hidden_NSD, mask_NS, adapters)
 
     def frozen_tensors(self, split: Split, parts: Collection[Part]) -> list[Tensor]:
         """Return the frozen weights of some parts, embeddings and head included, in the order of their names."""
         named = sorted(self.model.named_parameters())
         return [tensor for name, tensor in named if self._part_of_frozen(name, split) in parts]
+
+    def frozen_blocks(self, layers: range) -> list[Tensor]:
+        """Return the frozen weights of some blocks, in the order of their names."""
+        prefixes = tuple(f"{self.shape.block_path}.{layer}." for layer in layers)
+        return [tensor for name, tensor in sorted(self.model.named_parameters()) if name.startswith(prefixes)]
+
+    def _is_in_block(self, name: str) -> bool:
+        return name.startswith(f"{self.shape.block_path}.")
 
     def _part_of_frozen(self, name: str, split: Split) -> Part:
         in_block = name.removeprefix(f"{self.shape.block_path}.")

@@ -1,29 +1,67 @@
-"""ELSA: clients train a split model through their edge; edges aggregate, then the cloud (methods.md 1.8, 1.9, 1.13).
+"""ELSA: clients train a split model through their edge; edges aggregate, then the cloud (methods.md 1.3 to 1.13).
 
-Loop, weights and message placement are the cards' reconstruction of the paper.
+Loop, weights and message placement are the cards' reconstruction of the paper. In the first round clients train through
+their nearest edge, which is the warm-up; with clustering, their fingerprints then decide who trains where.
+
+Shapes: W work items, N clients.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from elsa_ray.clustering.assignment import PARKED, assign, step_round_trip_seconds
+from elsa_ray.clustering.assignment import PARKED, assign, default_capacity
 from elsa_ray.codecs.wire import HEADER_BYTES
 from elsa_ray.config.errors import InputError
 from elsa_ray.config.protocol import ElsaConfig
 from elsa_ray.model.adapters import Adapters
-from elsa_ray.model.cost import StepFlops, frozen_num_bytes, step_flops
-from elsa_ray.model.split import Part, cut
-from elsa_ray.protocols.frozen import send_frozen_to_clients
-from elsa_ray.protocols.local_work import FP32_BYTES, LocalWork, adapter_bytes, local_work
-from elsa_ray.protocols.protocol import Protocol, ProtocolState
+from elsa_ray.model.cost import frozen_num_bytes
+from elsa_ray.model.split import Part, Split
+from elsa_ray.protocols.auto_split import SplitChooser
+from elsa_ray.protocols.estimates import compute_seconds, network_seconds, usual_step
+from elsa_ray.protocols.frozen import edge_parts, send_new_blocks
+from elsa_ray.protocols.local_work import FP32_BYTES, adapter_bytes, local_work, upload_bytes
+from elsa_ray.protocols.probe_steps import ProbeSteps
+from elsa_ray.protocols.protocol import Protocol, ProtocolState, RoundReport, RoundResults
+from elsa_ray.protocols.recluster import is_due, new_edges
 from elsa_ray.protocols.setting import Setting
-from elsa_ray.world.plan import Ints, Plan, PlanBuilder, Stage
+from elsa_ray.protocols.split_steps import Members, SplitSteps
+from elsa_ray.training.tables import table_num_bytes
+from elsa_ray.world.plan import ActivityKind, Floats, Ints, Plan, PlanBuilder
 from elsa_ray.world.roles import Role
-from elsa_ray.world.timeline import WorldState
+from elsa_ray.world.timeline import Outcome, Timeline, WorldState
+
+_NOTICE_COLUMNS = 2
+
+
+@dataclass(frozen=True)
+class ElsaState(ProtocolState):
+    """What ELSA knows between two rounds, beside what every protocol does.
+
+    Attributes:
+        splits: of each client.
+        held_layers: frozen blocks that lie on each client.
+        calibrated: global round in which each client's keys and bases were made; who is missing has none.
+        probe_holders: nodes that have the probe set.
+        untold: clients that were given a new edge and do not know it yet.
+        fingerprints: what the cloud knows of clients' behaviour.
+        clustered_round: number of rounds after which clients were clustered last; None before.
+        clustered: the clients whose behaviour was known then.
+    """
+
+    splits: tuple[Split, ...] = ()
+    held_layers: tuple[frozenset[int], ...] = ()
+    calibrated: Mapping[int, int] = field(default_factory=dict)
+    probe_holders: frozenset[int] = frozenset()
+    untold: frozenset[int] = frozenset()
+    fingerprints: Mapping[int, npt.NDArray[np.float32]] = field(default_factory=dict)
+    clustered_round: int | None = None
+    clustered: frozenset[int] = frozenset()
 
 
 class Elsa(Protocol):
@@ -33,93 +71,228 @@ class Elsa(Protocol):
 
     def __init__(self, config: ElsaConfig, setting: Setting) -> None:
         super().__init__(config, setting)
-        self.split = cut(setting.shape.num_layers, config.split.front, config.split.back)
-        self._flops = step_flops(setting.shape, setting.layout, self.split)
-        self._edge_of_client = self._assigned()
+        if (config.clustering or config.trust) and setting.task.probes is None:
+            section = "clustering" if config.clustering else "trust"
+            allowed = "{kind: dataset}, {kind: file, file: FILE} or {kind: generated}"
+            raise InputError("task.probes", "nothing", f"{allowed}: protocol.{section} compares models on them")
+        self._step = usual_step(setting, config)
+        self._chooser = SplitChooser(setting, config, self._step)
+        self._network_seconds_NK = network_seconds(setting, self._step)
+        nearest = self._nearest_edges()
+        # Where the first blocks lie on the devices already, they lie there for any split.
+        preloaded = setting.config.task.preloaded
+        at_hand = frozenset(range(setting.shape.num_layers)) if preloaded else frozenset[int]()
+        splits = self._chooser.choose(nearest, (at_hand,) * setting.num_clients, None, config.rounds)
+        held = tuple(_client_layers(split) if preloaded else frozenset[int]() for split in splits)
+        self._first = ElsaState(edge_of_client=nearest, splits=splits, held_layers=held)
 
-    def start(self, adapters: Adapters | None) -> ProtocolState:
-        """Every client at its edge; parked clients never take part."""
-        return ProtocolState(adapters=adapters, edge_of_client=self._edge_of_client)
+    def start(self, adapters: Adapters | None) -> ElsaState:
+        """Every client at its nearest edge; parked clients never take part."""
+        return replace(self._first, adapters=adapters)
 
     def plan(self, state: ProtocolState, world_state: WorldState) -> Plan:
         """Plan a global round: each edge with its sampled members, then the cloud."""
-        setting, policy = self.setting, self.setting.config.world.round_policy
-        edge_of_client = np.array(state.edge_of_client, np.int64)
-        parked = np.flatnonzero(edge_of_client == PARKED).tolist()
-        sampled = self.sample(state, world_state, parked)
-        builder = PlanBuilder(state.round_index)
-        uploads = []
+        assert isinstance(state, ElsaState)
+        return _RoundPlan(self, state, world_state).build()
+
+    def sample_members(self, state: ElsaState, world_state: WorldState) -> tuple[Ints, list[int]]:
+        """Return the clients of the round, without parked, excluded and busy ones; and the parked ones."""
+        parked = np.flatnonzero(np.array(state.edge_of_client) == PARKED).tolist()
+        excluded = [client for client, own in state.trust.items() if own.is_excluded(state.round_index)]
+        return self.sample(state, world_state, [*parked, *excluded]), parked
+
+    def conclude(
+        self, state: ProtocolState, results: RoundResults, plan: Plan, timeline: Timeline
+    ) -> tuple[ProtocolState, RoundReport]:
+        """Return the state after the round, and the round in numbers; cluster anew where that is due."""
+        assert isinstance(state, ElsaState)
+        after, report = super().conclude(state, results, plan, timeline)
+        assert isinstance(after, ElsaState)
+        arrived = {key for keys in timeline.arrivals for key in keys}
+        calibrated = dict(after.calibrated)
+        for row in np.flatnonzero(timeline.work.calibrates).tolist():
+            key = timeline.work.key(row)
+            if key in arrived:
+                calibrated[key.client] = key.round_index
+        after = replace(
+            after,
+            calibrated=calibrated,
+            held_layers=_held_after(state, timeline),
+            probe_holders=state.probe_holders | _reached(timeline, Role.PROBE),
+            untold=state.untold - _told(self.setting, timeline),
+            fingerprints={**state.fingerprints, **results.fingerprints},
+        )
+        excluded = tuple(sorted(c for c, own in after.trust.items() if own.is_excluded(after.round_index)))
+        return self._clustered(after), replace(report, excluded=excluded)
+
+    def is_calibration_due(self, state: ElsaState, client: int) -> bool:
+        """Return whether a client's keys and bases are made anew in the coming round."""
+        refresh = self.setting.chains.refresh_rounds
+        if refresh is None:
+            return False
+        made = state.calibrated.get(client)
+        return made is None or state.round_index - made >= refresh
+
+    def _clustered(self, state: ElsaState) -> ElsaState:
+        """Return the state with clients clustered and assigned anew, if that is due."""
+        clustering = self.config.clustering
+        known = frozenset(state.fingerprints)
+        if clustering is None or not is_due(clustering, self.setting.num_clients, state, known):
+            return state
+        latency_NK = self._network_seconds_NK + compute_seconds(self.setting, self._step, state.splits)[:, None]
+        edges = new_edges(self.setting, clustering, state, latency_NK)
+        moved = {c for c, (old, new) in enumerate(zip(state.edge_of_client, edges, strict=True)) if old != new}
+        left = max(1, self.config.rounds - state.round_index)
+        splits = self._chooser.choose(edges, state.held_layers, state.splits, left)
+        recut = {c for c, (old, new) in enumerate(zip(state.splits, splits, strict=True)) if old != new}
+        return replace(
+            state,
+            edge_of_client=edges,
+            splits=splits,
+            clustered_round=state.round_index,
+            clustered=known,
+            untold=state.untold | {client for client in moved if edges[client] != PARKED},
+            # What an edge held of a client's calibrations does not move with it, and another cut has another basis.
+            calibrated={c: made for c, made in state.calibrated.items() if c not in moved | recut},
+        )
+
+    def _nearest_edges(self) -> tuple[int, ...]:
+        """Return the node of each client's edge by latency alone, PARKED for a client without one.
+
+        Raises:
+            InputError: no client can reach any edge.
+        """
+        setting, capacity = self.setting, self.setting.config.world.edges.capacity
+        if capacity is None and self.config.clustering is not None:
+            capacity = default_capacity(setting.num_clients, len(setting.network.edges))
+        seconds = compute_seconds(setting, self._step, self._chooser.most_private())
+        latency_NK: Floats = self._network_seconds_NK + seconds[:, None]
+        limit = self.config.clustering.max_latency_seconds if self.config.clustering is not None else None
+        edges = assign(np.where(latency_NK <= limit, latency_NK, np.inf) if limit else latency_NK, capacity)
+        if (edges == PARKED).all():
+            raise InputError("topology", "no client with a way to an edge and back", "at least one")
+        nodes = np.where(edges == PARKED, PARKED, setting.network.edges[edges])
+        return tuple(int(node) for node in nodes)
+
+
+class _RoundPlan:
+    """Plans one global round."""
+
+    def __init__(self, protocol: Elsa, state: ElsaState, world_state: WorldState) -> None:
+        self._protocol, self._state, self._world_state = protocol, state, world_state
+        self._setting, self._config = protocol.setting, protocol.config
+        self._builder = PlanBuilder(state.round_index)
+        self._probes = None
+        if self._setting.inquiry is not None:
+            self._probes = ProbeSteps(self._builder, self._setting, state.probe_holders)
+
+    def build(self) -> Plan:
+        """Return the plan."""
+        setting, builder = self._setting, self._builder
+        sampled, parked = self._protocol.sample_members(self._state, self._world_state)
+        edge_of_client = np.array(self._state.edge_of_client, np.int64)
+        told: list[int] = []
         for edge in setting.network.edges.tolist():
             members = sampled[edge_of_client[sampled] == edge]
-            awaits_late_work = edge in world_state.work.edge
-            if len(members) or awaits_late_work:
-                uploads.append(self._plan_edge(builder, state, edge, members))
-        builder.gather(setting.cloud, np.array(uploads, np.int64), edge_round=0, opener=-1, deadline_seconds=None)
-        return builder.build(keep_late=policy.late == "keep", parked_clients=parked)
+            if len(members) or edge in self._world_state.work.edge:
+                told += self._edge(edge, members)
+        builder.gather(setting.cloud, np.array(told, np.int64), edge_round=0, opener=-1, deadline_seconds=None)
+        keep_late = setting.config.world.round_policy.late == "keep"
+        return builder.build(keep_late=keep_late, parked_clients=parked)
 
-    def _plan_edge(self, builder: PlanBuilder, state: ProtocolState, edge: int, members: Ints) -> int:
-        """Plan one edge's part of the round; returns the row of its upload to the cloud."""
-        setting = self.setting
+    def _edge(self, edge: int, members: Ints) -> list[int]:
+        """Plan one edge's part of the round; returns the rows of what it tells the cloud."""
+        setting, builder = self._setting, self._builder
         whole_bytes, whole_fp32 = adapter_bytes(setting, setting.layout.tensors)
         whole: dict[str, Any] = {"num_bytes": whole_bytes, "uncompressed_bytes": whole_fp32, "client": -1}
-        frozen = self._send_frozen_to_edge(builder, state, edge)
+        before = self._frozen_to_edge(edge)
         (opener,) = builder.transfers(
-            source=setting.cloud, target=edge, label=Role.ADAPTER_DOWN, after=frozen, **whole
+            source=setting.cloud, target=edge, label=Role.ADAPTER_DOWN, after=before, **whole
         ).tolist()
-        gather = -1
-        for edge_round in range(self.config.edge_rounds):
-            uploads = self._plan_edge_round(builder, state, edge, members, edge_round, opener)
+        if self._probes is not None:
+            builder.depend(opener, self._probes.tell_edge(edge, len(members)))
+        deadline_seconds, gather = setting.config.world.round_policy.deadline_seconds, -1
+        for edge_round in range(self._config.edge_rounds):
+            uploads = self._edge_round(edge, members, edge_round, opener)
             gather = builder.gather(
                 edge,
                 uploads if len(uploads) else opener,
                 edge_round=edge_round,
                 opener=opener,
-                deadline_seconds=setting.config.world.round_policy.deadline_seconds,
+                deadline_seconds=deadline_seconds,
             )
             opener = gather
-        (upload,) = builder.transfers(
-            source=edge, target=setting.cloud, label=Role.ADAPTER_UP, after=gather, **whole
-        ).tolist()
-        return int(upload)
+        upload = builder.transfers(source=edge, target=setting.cloud, label=Role.ADAPTER_UP, after=gather, **whole)
+        tables = self._probes.tell_cloud(edge, len(members), gather) if self._probes is not None else []
+        return [*upload.tolist(), *tables]
 
-    def _plan_edge_round(
-        self, builder: PlanBuilder, state: ProtocolState, edge: int, members: Ints, edge_round: int, opener: int
-    ) -> Ints:
-        """Plan the members' split training in one edge round; returns the rows of their uploads."""
-        setting, split = self.setting, self.split
-        if not len(members):
+    def _edge_round(self, edge: int, clients: Ints, edge_round: int, opener: int) -> Ints:
+        """Plan the members' split training in one edge round; returns the rows that the gather waits for."""
+        setting, builder, state = self._setting, self._builder, self._state
+        if not len(clients):
             return np.zeros(0, np.int64)
-        work = local_work(setting, self.config, round_index=builder.round_index, edge_round=edge_round, clients=members)
+        work = local_work(
+            setting, self._config, round_index=builder.round_index, edge_round=edge_round, clients=clients
+        )
+        splits = [state.splits[client] for client in clients.tolist()]
+        calibrates = np.array([self._protocol.is_calibration_due(state, client) for client in clients.tolist()])
         items = builder.work_items(
             edge_round=edge_round,
-            client=members,
+            client=clients,
             edge=edge,
-            num_examples=setting.num_examples[members],
+            num_examples=setting.num_examples[clients],
             num_steps=work.num_steps_W,
-            front=split.front,
-            middle=split.middle,
-            back=split.back,
+            front=[split.front for split in splits],
+            middle=[split.middle for split in splits],
+            back=[split.back for split in splits],
             gather=builder.num_gathers,
+            calibrates=calibrates,
         )
-        nodes = setting.network.clients[members].astype(np.int64)
-        frozen = np.full(len(members), -1, np.int64)
-        if edge_round == 0:
-            frozen = send_frozen_to_clients(builder, setting, state, split, members, items)
-        held = setting.layout.part(split, Part.FRONT, Part.BACK)
-        num_bytes, fp32 = adapter_bytes(setting, held)
-        message: dict[str, Any] = {"client": members, "num_bytes": num_bytes, "uncompressed_bytes": fp32, "work": items}
-        down = builder.transfers(source=edge, target=nodes, label=Role.ADAPTER_DOWN, after=opener, **message)
-        builder.depend(down, frozen)
-        trained = _SplitSteps(builder, setting, self._flops, work, edge, members, nodes, items).plan(down)
-        return builder.transfers(source=nodes, target=edge, label=Role.ADAPTER_UP, after=trained, **message)
+        nodes = setting.network.clients[clients].astype(np.int64)
+        members = Members(edge, clients, nodes, items, splits, calibrates)
+        arrived = self._to_new_members(members) if edge_round == 0 else np.full(len(clients), -1, np.int64)
+        held = [setting.layout.part(split, Part.FRONT, Part.BACK) for split in splits]
+        ends: dict[str, Any] = {"client": clients, "work": items}
+        down_bytes, up_bytes = ([size(setting, own) for own in held] for size in (adapter_bytes, upload_bytes))
+        down = builder.transfers(
+            source=edge, target=nodes, label=Role.ADAPTER_DOWN, after=opener, **_sizes(down_bytes), **ends
+        )
+        builder.depend(down, arrived)
+        last = SplitSteps(builder, setting, work, members).plan(down)
+        if self._probes is not None:
+            last = self._probes.answer(members, last)
+        up = builder.transfers(source=nodes, target=edge, label=Role.ADAPTER_UP, after=last, **_sizes(up_bytes), **ends)
+        return self._probes.verify(members, up) if self._probes is not None else up
 
-    def _send_frozen_to_edge(self, builder: PlanBuilder, state: ProtocolState, edge: int) -> int:
+    def _to_new_members(self, members: Members) -> Ints:
+        """Plan what must reach clients before their model does: new frozen blocks, and which edge is theirs now.
+
+        Returns:
+            The rows that the model waits for, -1 where it waits for nothing.
+        """
+        state, setting = self._state, self._setting
+        rows = send_new_blocks(self._builder, setting, state.loaded_clients, state.held_layers, members)
+        for position, client in enumerate(members.clients.tolist()):
+            if client in state.untold:
+                size = table_num_bytes(1, _NOTICE_COLUMNS)
+                (rows[position],) = self._builder.transfers(
+                    client=client,
+                    source=setting.cloud,
+                    target=members.nodes[position],
+                    label=Role.CONTROL,
+                    num_bytes=size,
+                    uncompressed_bytes=size - HEADER_BYTES,
+                    after=rows[position],
+                )
+        return rows
+
+    def _frozen_to_edge(self, edge: int) -> int:
         """Plan ``weights_down`` to an edge that lacks its frozen blocks; returns the row, -1 where nothing is sent."""
-        setting = self.setting
-        if setting.config.task.preloaded or edge in state.loaded_nodes:
+        setting, split = self._setting, self._state.splits[0]
+        if setting.config.task.preloaded or edge in self._state.loaded_nodes:
             return -1
-        size = frozen_num_bytes(setting.shape, self.split, Part.MIDDLE, FP32_BYTES)
-        (row,) = builder.transfers(
+        size = sum(frozen_num_bytes(setting.shape, split, part, FP32_BYTES) for part in edge_parts(setting))
+        (row,) = self._builder.transfers(
             source=setting.cloud,
             target=edge,
             label=Role.WEIGHTS_DOWN,
@@ -129,107 +302,40 @@ class Elsa(Protocol):
         ).tolist()
         return int(row)
 
-    def _assigned(self) -> tuple[int, ...]:
-        """Return the node of each client's edge, PARKED for a client without one.
 
-        Raises:
-            InputError: no client can reach any edge.
-        """
-        edges = assign(self._round_trip_seconds(), self.setting.config.world.edges.capacity)
-        if (edges == PARKED).all():
-            raise InputError("topology", "no client with a way to an edge and back", "at least one")
-        nodes = np.where(edges == PARKED, PARKED, self.setting.network.edges[edges])
-        return tuple(int(node) for node in nodes)
-
-    def _round_trip_seconds(self) -> npt.NDArray[np.float64]:
-        """Estimate one step of each client through each edge, with its usual batch."""
-        setting = self.setting
-        lengths = setting.task.train.lengths
-        batch_N = np.minimum(self.config.batch_size, setting.num_examples)
-        length_N = np.array([int(np.ceil(lengths[indices].mean())) for indices in setting.task.partition], np.int64)
-        usual = LocalWork(np.ones_like(batch_N), batch_N[:, None], length_N[:, None])
-        up = usual.step_bytes(setting, Role.ACTIVATION_UP) + usual.step_bytes(setting, Role.GRADIENT_UP)
-        down = usual.step_bytes(setting, Role.ACTIVATION_DOWN) + usual.step_bytes(setting, Role.GRADIENT_DOWN)
-        flops = self._flops
-        on_client = flops.front_forward + flops.back_forward_backward + flops.front_backward
-        on_edge = flops.middle_forward + flops.middle_backward
-        seconds_N = (
-            on_client.total(batch_N, length_N) / np.array([d.flops_per_second for d in setting.fleet.clients])
-            + on_edge.total(batch_N, length_N) / setting.fleet.edge.flops_per_second
-        )
-        return step_round_trip_seconds(
-            setting.network,
-            setting.router,
-            up_bytes_N=up[:, 0].astype(np.float64),
-            down_bytes_N=down[:, 0].astype(np.float64),
-            compute_seconds_NK=np.repeat(seconds_N[:, None], len(setting.network.edges), axis=1),
-        )
+def _sizes(pairs: list[tuple[int, int]]) -> dict[str, list[int]]:
+    encoded, fp32 = zip(*pairs, strict=True)
+    return {"num_bytes": list(encoded), "uncompressed_bytes": list(fp32)}
 
 
-class _SplitSteps:
-    """Plans the steps of one edge's members: five computations and four messages each, in all members at once."""
+def _client_layers(split: Split) -> frozenset[int]:
+    return frozenset((*split.layers(Part.FRONT), *split.layers(Part.BACK)))
 
-    def __init__(
-        self,
-        builder: PlanBuilder,
-        setting: Setting,
-        flops: StepFlops,
-        work: LocalWork,
-        edge: int,
-        members: Ints,
-        nodes: Ints,
-        items: Ints,
-    ) -> None:
-        self._builder, self._work, self._edge = builder, work, edge
-        self._members, self._nodes, self._items = members, nodes, items
-        self._flops = {
-            Stage.FRONT_FORWARD: flops.front_forward.total(work.batch_WT, work.length_WT),
-            Stage.MIDDLE_FORWARD: flops.middle_forward.total(work.batch_WT, work.length_WT),
-            Stage.BACK: flops.back_forward_backward.total(work.batch_WT, work.length_WT),
-            Stage.MIDDLE_BACKWARD: flops.middle_backward.total(work.batch_WT, work.length_WT),
-            Stage.FRONT_BACKWARD: flops.front_backward.total(work.batch_WT, work.length_WT),
-        }
-        roles = (Role.ACTIVATION_UP, Role.ACTIVATION_DOWN, Role.GRADIENT_UP, Role.GRADIENT_DOWN)
-        self._bytes = {role: work.step_bytes(setting, role) for role in roles}
-        self._uncompressed = work.uncompressed_bytes(setting)
 
-    def plan(self, after: Ints) -> Ints:
-        """Add all steps behind the rows ``after``; returns the members' last rows."""
-        last = after.copy()
-        for step in range(self._work.length_WT.shape[1]):
-            active = np.flatnonzero(step < self._work.num_steps_W)
-            nodes, edge = self._nodes[active], np.full(len(active), self._edge)
-            row = self._compute(Stage.FRONT_FORWARD, nodes, active, step, last[active])
-            row = self._send(Role.ACTIVATION_UP, nodes, edge, active, step, row)
-            row = self._compute(Stage.MIDDLE_FORWARD, edge, active, step, row)
-            row = self._send(Role.ACTIVATION_DOWN, edge, nodes, active, step, row)
-            row = self._compute(Stage.BACK, nodes, active, step, row)
-            row = self._send(Role.GRADIENT_UP, nodes, edge, active, step, row)
-            row = self._compute(Stage.MIDDLE_BACKWARD, edge, active, step, row)
-            row = self._send(Role.GRADIENT_DOWN, edge, nodes, active, step, row)
-            last[active] = self._compute(Stage.FRONT_BACKWARD, nodes, active, step, row)
-        return last
+def _is_arrived(timeline: Timeline, role: Role) -> npt.NDArray[np.bool_]:
+    activities = timeline.activities
+    is_role = (activities.kind == ActivityKind.TRANSFER) & (activities.label == role)
+    arrived: npt.NDArray[np.bool_] = is_role & (timeline.outcome == Outcome.DONE)
+    return arrived
 
-    def _compute(self, stage: Stage, node: Ints, active: Ints, step: int, after: Ints) -> Ints:
-        return self._builder.computations(
-            node=node,
-            client=self._members[active],
-            label=stage,
-            step=step,
-            flops=self._flops[stage][active, step],
-            work=self._items[active],
-            after=after,
-        )
 
-    def _send(self, role: Role, source: Ints, target: Ints, active: Ints, step: int, after: Ints) -> Ints:
-        return self._builder.transfers(
-            client=self._members[active],
-            source=source,
-            target=target,
-            label=role,
-            step=step,
-            num_bytes=self._bytes[role][active, step],
-            uncompressed_bytes=self._uncompressed[active, step],
-            work=self._items[active],
-            after=after,
-        )
+def _held_after(state: ElsaState, timeline: Timeline) -> tuple[frozenset[int], ...]:
+    """Return the frozen blocks on each client after a round: those of its split too, if it got any."""
+    rows = _is_arrived(timeline, Role.WEIGHTS_DOWN) & (timeline.activities.client >= 0)
+    reached = {int(client) for client in timeline.activities.client[rows]}
+    return tuple(
+        held | _client_layers(state.splits[client]) if client in reached else held
+        for client, held in enumerate(state.held_layers)
+    )
+
+
+def _reached(timeline: Timeline, role: Role) -> frozenset[int]:
+    """Return the nodes that a message of no work item has reached."""
+    rows = _is_arrived(timeline, role) & (timeline.activities.work < 0)
+    return frozenset(int(node) for node in timeline.activities.target[rows])
+
+
+def _told(setting: Setting, timeline: Timeline) -> frozenset[int]:
+    """Return the clients that were told of their new edge."""
+    rows = _is_arrived(timeline, Role.CONTROL) & (timeline.activities.source == setting.cloud)
+    return frozenset(int(client) for client in timeline.activities.client[rows] if client >= 0)

@@ -12,7 +12,7 @@ from elsa_ray.model.adapters import Adapters
 from elsa_ray.model.cost import step_flops
 from elsa_ray.model.split import whole
 from elsa_ray.protocols.frozen import send_frozen_to_clients
-from elsa_ray.protocols.local_work import adapter_bytes, local_work
+from elsa_ray.protocols.local_work import adapter_bytes, local_work, upload_bytes
 from elsa_ray.protocols.protocol import Protocol, ProtocolState
 from elsa_ray.protocols.setting import Setting
 from elsa_ray.world.plan import Plan, PlanBuilder, Stage
@@ -67,6 +67,7 @@ class FedAvg(Protocol):
             work=items,
             after=down,
         )
+        message["num_bytes"], _ = upload_bytes(setting, setting.layout.tensors)
         up = builder.transfers(source=nodes, target=setting.cloud, label=Role.ADAPTER_UP, after=trained, **message)
         builder.gather(setting.cloud, up, edge_round=0, opener=-1, deadline_seconds=policy.deadline_seconds)
         return builder.build(keep_late=policy.late == "keep", parked_clients=self._parked)

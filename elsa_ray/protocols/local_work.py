@@ -10,12 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from elsa_ray.codecs.wire import adapter_num_bytes, hidden_num_bytes
+from elsa_ray.codecs.wire import adapter_num_bytes, calibration_num_bytes, hidden_num_bytes
 from elsa_ray.config.protocol import ProtocolConfig
 from elsa_ray.model.adapters import AdapterTensor
 from elsa_ray.protocols.setting import Setting
 from elsa_ray.training.batches import batch_sizes, examples_of_steps
-from elsa_ray.training.cohort import STEP_ROLES
+from elsa_ray.training.cohort import STEP_ROLES, CalibrationSizes
+from elsa_ray.training.messages import MAKERS
 from elsa_ray.world.plan import WorkKey
 from elsa_ray.world.roles import Role
 
@@ -76,6 +77,21 @@ def adapter_bytes(setting: Setting, tensors: tuple[AdapterTensor, ...]) -> tuple
     """Return the size of an adapter message, header included, and the same numbers in fp32."""
     size = adapter_num_bytes(setting.chains.adapter, [tensor.shape for tensor in tensors])
     return size, FP32_BYTES * sum(tensor.num_elements for tensor in tensors)
+
+
+def upload_bytes(setting: Setting, tensors: tuple[AdapterTensor, ...]) -> tuple[int, int]:
+    """Return the size of a client's adapter_up, header included, and the same numbers in fp32."""
+    size = adapter_num_bytes(setting.chains.of_upload, [tensor.shape for tensor in tensors])
+    return size, FP32_BYTES * sum(tensor.num_elements for tensor in tensors)
+
+
+def calibration_sizes(setting: Setting) -> tuple[CalibrationSizes, CalibrationSizes]:
+    """Return role and size of each calibration that a client sends at the first cut, and its edge at the second."""
+    chain, width = setting.chains.activation, setting.shape.hidden_size
+    up, down = (
+        tuple(calibration_num_bytes(chain, width, MAKERS[role])) for role in (Role.ACTIVATION_UP, Role.ACTIVATION_DOWN)
+    )
+    return up, down
 
 
 def _padded(rows: list[npt.NDArray[np.int64]], width: int) -> npt.NDArray[np.int64]:

@@ -8,13 +8,16 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
+from elsa_ray.clustering.trust import TrustEvent, TrustState
 from elsa_ray.config.protocol import ProtocolConfig
 from elsa_ray.model.adapters import Adapters
 from elsa_ray.protocols.sampling import sample_clients
 from elsa_ray.protocols.setting import Setting
 from elsa_ray.training.cohort import VersionKey
 from elsa_ray.training.evaluation import Score
+from elsa_ray.training.memory import MemoriesOfClients
 from elsa_ray.world.plan import ActivityKind, Ints, Plan, WorkKey
 from elsa_ray.world.roles import Role
 from elsa_ray.world.timeline import Outcome, Timeline, WorldState
@@ -32,6 +35,8 @@ class ProtocolState:
         loaded_clients: those that hold their frozen blocks already.
         loaded_nodes: edges to which theirs were sent.
         simulated_seconds, num_bytes: spent so far.
+        memories: what clients, and their edges of them, remember.
+        trust: standings of clients.
     """
 
     round_index: int = 0
@@ -42,6 +47,8 @@ class ProtocolState:
     loaded_nodes: frozenset[int] = frozenset()
     simulated_seconds: float = 0.0
     num_bytes: int = 0
+    memories: MemoriesOfClients = field(default_factory=dict)
+    trust: Mapping[int, TrustState] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,10 @@ class RoundResults:
         failed: work whose adapters are not finite; it had no weight.
         encoded_bytes: lengths of the payloads that were really encoded, by role.
         score: the global model on the test set, when this round was evaluated.
+        memories: of all clients that have any.
+        trust: new standings of the clients that were judged.
+        decisions: what changed in the standings, and why.
+        fingerprints: as the cloud was told them, a row of numbers a client.
     """
 
     adapters: Adapters | None = None
@@ -63,6 +74,10 @@ class RoundResults:
     failed: tuple[WorkKey, ...] = ()
     encoded_bytes: Mapping[str, int] = field(default_factory=dict)
     score: Score | None = None
+    memories: MemoriesOfClients = field(default_factory=dict)
+    trust: Mapping[int, TrustState] = field(default_factory=dict)
+    decisions: tuple[TrustEvent, ...] = ()
+    fingerprints: Mapping[int, npt.NDArray[np.float32]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -78,6 +93,7 @@ class RoundReport:
     failed: tuple[int, ...]
     train_loss: float | None
     score: Score | None
+    excluded: tuple[int, ...] = ()
 
 
 class Protocol(ABC):
@@ -128,6 +144,8 @@ class Protocol(ABC):
             round_index=state.round_index + 1,
             adapters=results.adapters if results.adapters is not None else state.adapters,
             versions={**results.versions},
+            memories={**results.memories},
+            trust={**state.trust, **results.trust},
             simulated_seconds=timeline.end_seconds,
             num_bytes=num_bytes,
             loaded_clients=state.loaded_clients | _newly_loaded(timeline),

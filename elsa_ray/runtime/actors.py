@@ -17,15 +17,15 @@ from elsa_ray.model.shape import ModelShape
 from elsa_ray.model.tripartite import TripartiteModel
 from elsa_ray.runtime.failure import WaitTimeoutError, WorkerError, naming
 from elsa_ray.runtime.host import Cloud, EdgeServer, ModelHost
-from elsa_ray.runtime.pool import ClientPool
+from elsa_ray.runtime.pool import ClientPool, TrainedCohort
 from elsa_ray.runtime.weights import PackedModel, unpack_model
 from elsa_ray.tasks.task import Task
 from elsa_ray.training.client import EdgeRequest
-from elsa_ray.training.cohort import ByteMeter, Cohort
+from elsa_ray.training.cohort import Cohort
 from elsa_ray.training.evaluation import Score
+from elsa_ray.training.memory import ClientMemory
 from elsa_ray.training.messages import Payloads
 from elsa_ray.training.recipe import Recipe
-from elsa_ray.world.plan import WorkKey
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,13 @@ class PoolActor(_Actor):
         self._pool = ClientPool(settings.build_model(packed), settings.recipe, task)
 
     async def train(
-        self, cohort: Cohort, host: Any, host_name: str, adapter_down: Sequence[bytes]
-    ) -> tuple[list[bytes], dict[WorkKey, float], ByteMeter]:
+        self,
+        cohort: Cohort,
+        host: Any,
+        host_name: str,
+        adapter_down: Sequence[bytes],
+        memories: Sequence[ClientMemory],
+    ) -> TrainedCohort:
         """Train a cohort against its host; see ClientPool.train."""
 
         async def ask_edge(request: EdgeRequest) -> Payloads:
@@ -96,7 +101,7 @@ class PoolActor(_Actor):
             payloads: Payloads = await answer_of(reference, self._timeout_seconds, what)
             return payloads
 
-        return await self._pool.train(cohort, adapter_down, ask_edge)
+        return await self._pool.train(cohort, adapter_down, memories, ask_edge)
 
     async def score(self, adapters: Adapters, piece: int) -> Score:
         """Score a piece of the test set."""

@@ -10,15 +10,17 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from elsa_ray.model.adapters import Adapters
-from elsa_ray.protocols.protocol import RoundResults
+from elsa_ray.protocols.protocol import ProtocolState, RoundResults
 from elsa_ray.runtime.host import HostReport
 from elsa_ray.runtime.jobs import CLOUD, HostJob, RoundJob, StageJob
+from elsa_ray.runtime.pool import TrainedCohort
 from elsa_ray.training.cohort import ByteMeter, Cohort, VersionKey
 from elsa_ray.training.evaluation import Score
+from elsa_ray.training.memory import NOTHING, ClientMemory, Memories
 from elsa_ray.world.plan import WorkKey
 
 
@@ -35,8 +37,8 @@ class Workers(ABC):
 
     @abstractmethod
     async def train(
-        self, pool: int, cohort: Cohort, host: str, adapter_down: list[bytes]
-    ) -> tuple[list[bytes], dict[WorkKey, float], ByteMeter]:
+        self, pool: int, cohort: Cohort, host: str, adapter_down: list[bytes], memories: list[ClientMemory]
+    ) -> TrainedCohort:
         """Let a pool train a cohort against its host; see ClientPool.train."""
 
     @abstractmethod
@@ -52,6 +54,7 @@ class Workers(ABC):
 class _RoundBooks:
     losses: dict[WorkKey, float]
     meter: ByteMeter
+    memories: dict[int, Memories]
 
 
 class Conductor:
@@ -68,8 +71,7 @@ class Conductor:
     async def run_round(
         self,
         job: RoundJob,
-        adapters: Adapters,
-        versions: Mapping[VersionKey, Adapters],
+        state: ProtocolState,
         host_of_version: Mapping[VersionKey, str],
         *,
         evaluate: bool,
@@ -78,22 +80,26 @@ class Conductor:
 
         Args:
             job: what survives of the plan.
-            adapters: the global model that the round starts from.
-            versions: older models that late work has started from.
-            host_of_version: which host needs each of them.
+            state: the global model that the round starts from, older ones that late work has started from, what clients
+                remember, and their standings.
+            host_of_version: which host needs each older model.
             evaluate: score the new global model on the test set.
         """
         free_pools: asyncio.Queue[int] = asyncio.Queue()
         for place in range(self._workers.num_pools * self._workers.in_flight):
             free_pools.put_nowait(place % self._workers.num_pools)
-        books = _RoundBooks({}, ByteMeter())
+        books = _RoundBooks({}, ByteMeter(), dict(state.memories))
         names = list(dict.fromkeys([CLOUD, *(host.host for host in job.hosts)]))
         for name in names:
-            own = {version: model for version, model in versions.items() if host_of_version[version] == name}
-            await self._workers.call_host(name, "begin_round", own)
-        await self._workers.call_host(CLOUD, "begin_global_round", job.round_index, self._cloud_node, adapters)
+            own = {version: model for version, model in state.versions.items() if host_of_version[version] == name}
+            await self._workers.call_host(name, "begin_round", own, state.trust)
+        await self._workers.call_host(CLOUD, "begin_global_round", job.round_index, self._cloud_node, state.adapters)
         for frozen in job.frozen:
             await self._workers.call_host(CLOUD, "send_frozen", frozen)
+        for probes in job.probes:
+            await self._workers.call_host(CLOUD, "send_probes", job.round_index, probes.num_bytes, probes.count)
+        for notice in job.notices:
+            await self._workers.call_host(CLOUD, "send_notice", job.round_index, notice)
         groups = [host for host in job.hosts if host.host != CLOUD]
         await _all(self._run_edge_group(host, job, books, free_pools) for host in groups)
         for host in job.hosts:
@@ -117,6 +123,9 @@ class Conductor:
                 host.host, "send_model", job.round_index, node, job.trunk_bytes
             )
             await self._workers.call_host(CLOUD, "receive_model", node, payload, weight)
+        for table in host.tables:
+            payloads = await self._workers.call_host(host.host, "send_tables", job.round_index, table)
+            await self._workers.call_host(CLOUD, "receive_tables", job.round_index, table, *payloads)
 
     async def _run_stages(
         self, host: HostJob, job: RoundJob, books: _RoundBooks, free_pools: asyncio.Queue[int]
@@ -134,13 +143,21 @@ class Conductor:
     async def _run_cohort(self, cohort: Cohort, host: str, books: _RoundBooks, free_pools: asyncio.Queue[int]) -> None:
         pool = await free_pools.get()
         try:
-            adapter_down = await self._workers.call_host(host, "start_cohort", cohort)
-            payloads, losses, meter = await self._workers.train(pool, cohort, host, adapter_down)
-            await self._workers.call_host(host, "finish_cohort", cohort.name, payloads)
+            clients = [member.key.client for member in cohort.members]
+            before = [books.memories.get(client, NOTHING) for client in clients]
+            adapter_down = await self._workers.call_host(
+                host, "start_cohort", cohort, [memory.edge for memory in before]
+            )
+            trained = await self._workers.train(pool, cohort, host, adapter_down, [m.client for m in before])
+            at_edge = await self._workers.call_host(
+                host, "finish_cohort", cohort.name, trained.uploads, trained.reports
+            )
         finally:
             free_pools.put_nowait(pool)
-        books.losses.update(losses)
-        books.meter.merge(meter)
+        for client, at_client, own_edge in zip(clients, trained.memories, at_edge, strict=True):
+            books.memories[client] = Memories(at_client, own_edge)
+        books.losses.update(trained.losses)
+        books.meter.merge(trained.meter)
 
     async def _evaluate(self, model: Adapters, free_pools: asyncio.Queue[int]) -> Score:
         shared = self._workers.share(model)
@@ -173,10 +190,18 @@ async def _all(coroutines: Any) -> list[Any]:
 
 def _results(model: Adapters, reports: list[HostReport], books: _RoundBooks, score: Score | None) -> RoundResults:
     encoded: Counter[str] = Counter(books.meter.num_bytes)
-    versions: dict[VersionKey, Adapters] = {}
-    failed: list[WorkKey] = []
+    cloud = reports[0]
+    results = RoundResults(model, losses=books.losses, score=score)
     for report in reports:
         encoded.update(report.meter.num_bytes)
-        versions.update(report.versions)
-        failed.extend(report.failed)
-    return RoundResults(model, versions, books.losses, tuple(sorted(failed)), dict(sorted(encoded.items())), score)
+        results = replace(
+            results,
+            versions={**results.versions, **report.versions},
+            failed=tuple(sorted([*results.failed, *report.failed])),
+            trust={**results.trust, **report.trust},
+            decisions=(*results.decisions, *report.decisions),
+            # What an edge knows reaches the protocol only by the table that it has sent.
+            fingerprints=cloud.fingerprints,
+        )
+    memories = {client: memory for client, memory in sorted(books.memories.items()) if not memory.is_empty}
+    return replace(results, memories=memories, encoded_bytes=dict(sorted(encoded.items())))

@@ -18,13 +18,14 @@ from elsa_ray.runtime.conductor import Conductor, Workers
 from elsa_ray.runtime.failure import naming
 from elsa_ray.runtime.host import Cloud, EdgeServer, ModelHost
 from elsa_ray.runtime.jobs import CLOUD, host_names, host_of_node, round_job
-from elsa_ray.runtime.pool import ClientPool
+from elsa_ray.runtime.pool import ClientPool, TrainedCohort
 from elsa_ray.training.client import EdgeRequest
-from elsa_ray.training.cohort import ByteMeter, Cohort
+from elsa_ray.training.cohort import Cohort
 from elsa_ray.training.evaluation import Score
+from elsa_ray.training.memory import ClientMemory
 from elsa_ray.training.messages import Payloads
 from elsa_ray.training.recipe import Recipe
-from elsa_ray.world.plan import Plan, WorkKey
+from elsa_ray.world.plan import Plan
 from elsa_ray.world.timeline import Timeline
 
 
@@ -76,9 +77,7 @@ class ConductedExecutor(Executor):
         assert state.adapters is not None, "a run that trains starts from adapters"
         job = round_job(self._setting, plan, timeline)
         hosts = {version: host_of_node(self._setting, version.node) for version in state.versions}
-        return self._run_to_end(
-            self._conductor.run_round(job, state.adapters, state.versions, hosts, evaluate=evaluate)
-        )
+        return self._run_to_end(self._conductor.run_round(job, state, hosts, evaluate=evaluate))
 
     def close(self) -> None:
         """End the event loop."""
@@ -133,12 +132,12 @@ class _InlineWorkers(Workers):
             return getattr(self._hosts[host], method)(*arguments)
 
     async def train(
-        self, pool: int, cohort: Cohort, host: str, adapter_down: list[bytes]
-    ) -> tuple[list[bytes], dict[WorkKey, float], ByteMeter]:
+        self, pool: int, cohort: Cohort, host: str, adapter_down: list[bytes], memories: list[ClientMemory]
+    ) -> TrainedCohort:
         async def ask_edge(request: EdgeRequest) -> Payloads:
             return self._hosts[host].answer(cohort.name, request)
 
-        return await self._pool.train(cohort, adapter_down, ask_edge)
+        return await self._pool.train(cohort, adapter_down, memories, ask_edge)
 
     async def score(self, pool: int, adapters: Adapters, piece: int) -> Score:
         return self._pool.score(adapters, piece)

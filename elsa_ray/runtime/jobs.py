@@ -12,11 +12,20 @@ from functools import cache
 
 import numpy as np
 
+from elsa_ray.codecs.wire import HEADER_BYTES
+from elsa_ray.model.cost import blocks_num_bytes, frozen_num_bytes
 from elsa_ray.model.split import Part, Split
-from elsa_ray.protocols.local_work import adapter_bytes, planned_step_bytes
+from elsa_ray.protocols.frozen import edge_parts
+from elsa_ray.protocols.local_work import (
+    FP32_BYTES,
+    adapter_bytes,
+    calibration_sizes,
+    planned_step_bytes,
+    upload_bytes,
+)
 from elsa_ray.protocols.setting import Setting
 from elsa_ray.training.cohort import STEP_ROLES, Cohort, Member, VersionKey
-from elsa_ray.world.plan import ActivityKind, Plan, WorkKey
+from elsa_ray.world.plan import Activities, ActivityKind, Plan, WorkItems, WorkKey
 from elsa_ray.world.roles import Role
 from elsa_ray.world.timeline import Outcome, Timeline
 
@@ -41,6 +50,47 @@ class StageJob:
 
 
 @dataclass(frozen=True)
+class TableJob:
+    """What an edge tells the cloud of its members at the end of the round.
+
+    Attributes:
+        node: the edge.
+        clients: planned members, in order.
+        fingerprint_bytes, trust_bytes: sizes of the two tables; 0 for one that is not sent.
+    """
+
+    node: int
+    clients: tuple[int, ...]
+    fingerprint_bytes: int
+    trust_bytes: int
+
+
+@dataclass(frozen=True)
+class NoticeJob:
+    """What the cloud tells a node at the start of the round: an edge its members' standings, or a client its new edge.
+
+    Attributes:
+        node: whom.
+        clients: of whom it tells.
+        new_edge: the edge's node; None for standings.
+        num_bytes: of the message.
+    """
+
+    node: int
+    clients: tuple[int, ...]
+    new_edge: int | None
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class ProbeJob:
+    """The probe set goes to ``count`` nodes that lack it, ``num_bytes`` to each."""
+
+    num_bytes: int
+    count: int
+
+
+@dataclass(frozen=True)
 class HostJob:
     """A host's part of a global round.
 
@@ -49,20 +99,26 @@ class HostJob:
         nodes: the edges that get the global model and give theirs back; none for the cloud itself.
         stages: in order.
         kept_versions: models that work still under way starts from.
+        tables: what its edges tell the cloud.
     """
 
     host: str
     nodes: tuple[int, ...]
     stages: tuple[StageJob, ...]
     kept_versions: tuple[VersionKey, ...]
+    tables: tuple[TableJob, ...] = ()
 
 
 @dataclass(frozen=True)
 class FrozenJob:
-    """Frozen weights of some parts that the cloud sent to ``count`` nodes in this round, ``num_bytes`` to each."""
+    """Frozen weights that the cloud sent to ``count`` nodes in this round, ``num_bytes`` to each.
+
+    All of some parts, or, where ``num_blocks`` is given, so many blocks; one block is as large as the other.
+    """
 
     split: Split
     parts: tuple[Part, ...]
+    num_blocks: int | None
     num_bytes: int
     count: int
 
@@ -76,12 +132,16 @@ class RoundJob:
         hosts: their parts.
         trunk_bytes: size of a whole adapter set between edge and cloud.
         frozen: weights that went to nodes that lacked them.
+        probes: the probe set, on its way to nodes that lack it.
+        notices: what the cloud tells edges and clients.
     """
 
     round_index: int
     hosts: tuple[HostJob, ...]
     trunk_bytes: int
     frozen: tuple[FrozenJob, ...]
+    probes: tuple[ProbeJob, ...] = ()
+    notices: tuple[NoticeJob, ...] = ()
 
 
 def host_of_node(setting: Setting, node: int) -> str:
@@ -116,23 +176,87 @@ def round_job(setting: Setting, plan: Plan, timeline: Timeline) -> RoundJob:
         ordinals = sorted({gather.edge_round for gather in own})
         stages = tuple(_stage(setting, host, [g for g in own if g.edge_round == e], members) for e in ordinals)
         nodes = tuple(dict.fromkeys(gather.node for gather in own if gather.node != setting.cloud))
-        hosts.append(HostJob(host, nodes, stages, tuple(sorted(kept_versions.get(host, ())))))
+        tables = tuple(table for table in _tables(setting, plan) if table.node in nodes)
+        hosts.append(HostJob(host, nodes, stages, tuple(sorted(kept_versions.get(host, ()))), tables))
     trunk_bytes, _ = adapter_bytes(setting, setting.layout.tensors)
-    return RoundJob(plan.round_index, tuple(hosts), trunk_bytes, _frozen_jobs(setting, timeline))
+    return RoundJob(
+        plan.round_index,
+        tuple(hosts),
+        trunk_bytes,
+        _frozen_jobs(setting, timeline),
+        _probe_jobs(timeline),
+        _notices(setting, timeline),
+    )
+
+
+def _tables(setting: Setting, plan: Plan) -> list[TableJob]:
+    """Return what edges tell the cloud: messages of no work item."""
+    sizes: dict[int, Counter[int]] = {}
+    for row in _messages(plan.activities, Role.FINGERPRINT, Role.CONTROL):
+        if plan.activities.target[row] == setting.cloud:
+            own = sizes.setdefault(int(plan.activities.source[row]), Counter())
+            own[int(plan.activities.label[row])] += int(plan.activities.num_bytes[row])
+    return [
+        TableJob(node, _members_of(plan.work, node), own[Role.FINGERPRINT], own[Role.CONTROL])
+        for node, own in sorted(sizes.items())
+    ]
+
+
+def _notices(setting: Setting, timeline: Timeline) -> tuple[NoticeJob, ...]:
+    """Return what the cloud has told edges and clients in this timeline."""
+    activities, notices = timeline.activities, []
+    is_done = timeline.outcome == Outcome.DONE
+    for row in _messages(activities, Role.CONTROL):
+        if activities.source[row] != setting.cloud or not is_done[row]:
+            continue
+        node, client, num_bytes = (
+            int(column[row]) for column in (activities.target, activities.client, activities.num_bytes)
+        )
+        if client < 0:
+            notices.append(NoticeJob(node, _members_of(timeline.work, node), None, num_bytes))
+        else:
+            edge = int(timeline.work.edge[timeline.work.client == client][-1])
+            notices.append(NoticeJob(node, (client,), edge, num_bytes))
+    return tuple(notices)
+
+
+def _messages(activities: Activities, *roles: Role) -> list[int]:
+    """Return the rows of the transfers of some roles that belong to no work item."""
+    is_message = (activities.kind == ActivityKind.TRANSFER) & np.isin(activities.label, roles) & (activities.work < 0)
+    rows: list[int] = np.flatnonzero(is_message).tolist()
+    return rows
+
+
+def _members_of(work: WorkItems, node: int) -> tuple[int, ...]:
+    members: list[int] = np.unique(work.client[work.edge == node]).tolist()
+    return tuple(members)
+
+
+def _probe_jobs(timeline: Timeline) -> tuple[ProbeJob, ...]:
+    """Return the probe sets that arrived in this timeline; those of work items are clients' states, not the set."""
+    activities = timeline.activities
+    arrived = (activities.kind == ActivityKind.TRANSFER) & (activities.label == Role.PROBE)
+    arrived &= (timeline.outcome == Outcome.DONE) & (activities.work < 0)
+    counts = Counter(activities.num_bytes[arrived].tolist())
+    return tuple(ProbeJob(num_bytes, count) for num_bytes, count in sorted(counts.items()))
 
 
 def _frozen_jobs(setting: Setting, timeline: Timeline) -> tuple[FrozenJob, ...]:
     """Return the frozen weights that arrived in this timeline, once for each content."""
     activities, work = timeline.activities, timeline.work
     arrived = (activities.kind == ActivityKind.TRANSFER) & (activities.label == Role.WEIGHTS_DOWN)
-    counts: Counter[tuple[Split, tuple[Part, ...], int]] = Counter()
+    counts: Counter[tuple[Split, tuple[Part, ...], int | None, int]] = Counter()
+    block_bytes = blocks_num_bytes(setting.shape, 1, FP32_BYTES)
     for row in np.flatnonzero(arrived & (timeline.outcome == Outcome.DONE)).tolist():
         is_edge = int(activities.client[row]) < 0
         of_edge = np.flatnonzero(work.edge == activities.target[row])
         item = int(of_edge[0]) if is_edge else int(activities.work[row])
         split = Split(int(work.front[item]), int(work.middle[item]), int(work.back[item]))
-        parts = (Part.MIDDLE,) if is_edge else (Part.FRONT, Part.BACK)
-        counts[split, parts, int(activities.num_bytes[row])] += 1
+        parts = edge_parts(setting) if is_edge else (Part.FRONT, Part.BACK)
+        num_bytes = int(activities.num_bytes[row])
+        everything = HEADER_BYTES + sum(frozen_num_bytes(setting.shape, split, part, FP32_BYTES) for part in parts)
+        num_blocks = None if num_bytes == everything else (num_bytes - HEADER_BYTES) // block_bytes
+        counts[split, parts, num_blocks, num_bytes] += 1
     return tuple(FrozenJob(*content, count) for content, count in counts.items())
 
 
@@ -156,9 +280,11 @@ def _members(setting: Setting, timeline: Timeline, gathers: Sequence[GatherJob])
     rows = {timeline.work.key(row): row for row in range(len(timeline.work))}
 
     @cache
-    def adapter_size(split: Split) -> int:
-        size, _ = adapter_bytes(setting, setting.layout.part(split, Part.FRONT, Part.BACK))
-        return size
+    def adapter_sizes(split: Split) -> tuple[int, int]:
+        held = setting.layout.part(split, Part.FRONT, Part.BACK)
+        return adapter_bytes(setting, held)[0], upload_bytes(setting, held)[0]
+
+    calibrations = calibration_sizes(setting)
 
     members = {}
     for gather in gathers:
@@ -177,7 +303,9 @@ def _members(setting: Setting, timeline: Timeline, gathers: Sequence[GatherJob])
                 num_examples=int(work.num_examples[row]),
                 num_steps=int(work.num_steps[row]),
                 planned_step_bytes=step_bytes,
-                planned_adapter_bytes=(adapter_size(split), adapter_size(split)),
+                planned_adapter_bytes=adapter_sizes(split),
+                calibrates=bool(work.calibrates[row]),
+                planned_calibrations=calibrations,
             )
             members[key] = (member, split)
     return members

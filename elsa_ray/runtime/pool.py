@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 
 from elsa_ray.config.protocol import ProtocolConfig
 from elsa_ray.model.adapters import Adapters
@@ -12,12 +13,35 @@ from elsa_ray.runtime.failure import naming
 from elsa_ray.tasks.task import Task
 from elsa_ray.training.batches import examples_of_steps
 from elsa_ray.training.client import ClientResult, EdgeRequest, train_clients
-from elsa_ray.training.cohort import ByteMeter, Cohort
+from elsa_ray.training.cohort import ByteMeter, Cohort, Member
 from elsa_ray.training.evaluation import Score, evaluation_pieces, score_piece
+from elsa_ray.training.evidence import encode_report, evidence_of, report_num_bytes, told_evidence
+from elsa_ray.training.memory import ClientMemory, CutMemory
 from elsa_ray.training.messages import Payloads
+from elsa_ray.training.misbehaviour import needs_memory, sent_adapters
 from elsa_ray.training.recipe import Recipe
 from elsa_ray.world.plan import WorkKey
 from elsa_ray.world.roles import Role
+
+
+@dataclass(frozen=True)
+class TrainedCohort:
+    """What the clients of a cohort give back, in the order of the members.
+
+    Attributes:
+        uploads: adapter_up payloads.
+        reports: fingerprint payloads, where clients report their answers to the probes themselves; else None.
+        losses: mean training losses.
+        memories: what the clients remember.
+        meter: what was encoded.
+    """
+
+    uploads: list[bytes]
+    reports: list[bytes | None]
+    losses: dict[WorkKey, float]
+    memories: list[ClientMemory]
+    meter: ByteMeter
+
 
 AskEdge = Callable[[EdgeRequest], Awaitable[Payloads]]
 
@@ -36,26 +60,63 @@ class ClientPool:
         self._pieces = evaluation_pieces(task.test)
 
     async def train(
-        self, cohort: Cohort, adapter_down: Sequence[bytes], ask_edge: AskEdge
-    ) -> tuple[list[bytes], dict[WorkKey, float], ByteMeter]:
-        """Train a cohort; returns the members' adapter_up payloads, their mean losses, and the bytes encoded here.
+        self, cohort: Cohort, adapter_down: Sequence[bytes], memories: Sequence[ClientMemory], ask_edge: AskEdge
+    ) -> TrainedCohort:
+        """Train a cohort; other cohorts may be worked on while ``ask_edge`` waits.
 
-        Other cohorts may be worked on while ``ask_edge`` waits.
+        Args:
+            cohort: whose training.
+            adapter_down: the members' models.
+            memories: what the members remember.
+            ask_edge: carries a request to the cohort's edge.
         """
-        meter = ByteMeter()
-        keys = [member.key for member in cohort.members]
+        meter, keys = ByteMeter(), [member.key for member in cohort.members]
         with naming("training", keys):
-            trained = await self._drive(cohort, adapter_down, ask_edge, meter)
-        held = self._model.layout.part(cohort.split, Part.FRONT, Part.BACK)
-        payloads = []
-        for member, result in zip(cohort.members, trained, strict=True):
+            received = [self._receive(cohort, *pair) for pair in zip(cohort.members, adapter_down, strict=True)]
+            trained = await self._drive(cohort, received, memories, ask_edge, meter)
+        uploads, reports, remembered = [], [], []
+        for member, own_received, result, memory in zip(cohort.members, received, trained, memories, strict=True):
             with naming("adapter_up", [member.key]):
-                context = self._recipe.context(member.key, Role.ADAPTER_UP)
-                payload = self._recipe.pack(Role.ADAPTER_UP, held, result.adapters, context)
-                exact, planned = self._recipe.chains.adapter.size_is_exact, member.planned_adapter_bytes[1]
+                payload, after = self._upload(cohort, member, own_received, result, memory)
+                exact, planned = self._recipe.chains.of_upload.size_is_exact, member.planned_adapter_bytes[1]
                 meter.charge(Role.ADAPTER_UP, payload, planned, exact=exact, who=str(member.key))
-            payloads.append(payload)
-        return payloads, {key: result.mean_loss for key, result in zip(keys, trained, strict=True)}, meter
+                uploads.append(payload)
+                remembered.append(after)
+                reports.append(self._report(member, result, meter))
+        losses = {key: result.mean_loss for key, result in zip(keys, trained, strict=True)}
+        return TrainedCohort(uploads, reports, losses, remembered, meter)
+
+    def _receive(self, cohort: Cohort, member: Member, payload: bytes) -> Adapters:
+        held = self._model.layout.part(cohort.split, Part.FRONT, Part.BACK)
+        return self._recipe.unpack(
+            Role.ADAPTER_DOWN, held, payload, self._recipe.context(member.key, Role.ADAPTER_DOWN)
+        )
+
+    def _upload(
+        self, cohort: Cohort, member: Member, received: Adapters, result: ClientResult, memory: ClientMemory
+    ) -> tuple[bytes, ClientMemory]:
+        """Encode what a client sends, honest or not; returns the payload and what the client then remembers."""
+        recipe, held = self._recipe, self._model.layout.part(cohort.split, Part.FRONT, Part.BACK)
+        deed = recipe.misbehaviour_of(member.key)
+        sent = sent_adapters(deed, received, result.adapters, memory.first_sent, member.key, recipe.seed)
+        context = recipe.context(member.key, Role.ADAPTER_UP)
+        payload, errors = recipe.pack_upload(held, received, sent, context, memory.errors)
+        first_sent = memory.first_sent if memory.first_sent is not None else sent
+        calibration = result.calibration if recipe.chains.remembers else CutMemory()
+        return payload, ClientMemory(calibration, errors, first_sent if needs_memory(deed) else None)
+
+    def _report(self, member: Member, result: ClientResult, meter: ByteMeter) -> bytes | None:
+        """Encode the client's own answers to the probes, true or not."""
+        if result.answers is None:
+            return None
+        recipe = self._recipe
+        true = evidence_of(result.answers, recipe)
+        told = told_evidence(recipe.misbehaviour_of(member.key), true, member.key, recipe.seed)
+        payload = encode_report(told, recipe.context(member.key, Role.FINGERPRINT))
+        assert recipe.inquiry is not None
+        planned = report_num_bytes(recipe.inquiry.report_shapes(self._model.shape.hidden_size))
+        meter.charge(Role.FINGERPRINT, payload, planned, exact=True, who=str(member.key))
+        return payload
 
     def score(self, adapters: Adapters, piece: int) -> Score:
         """Score a global model on one piece of the test set."""
@@ -68,17 +129,23 @@ class ClientPool:
         return len(self._pieces)
 
     async def _drive(
-        self, cohort: Cohort, adapter_down: Sequence[bytes], ask_edge: AskEdge, meter: ByteMeter
+        self,
+        cohort: Cohort,
+        received: Sequence[Adapters],
+        memories: Sequence[ClientMemory],
+        ask_edge: AskEdge,
+        meter: ByteMeter,
     ) -> list[ClientResult]:
-        protocol: ProtocolConfig = self._recipe.protocol
-        held = self._model.layout.part(cohort.split, Part.FRONT, Part.BACK)
-        adapters, examples = [], []
-        for member, payload in zip(cohort.members, adapter_down, strict=True):
-            context = self._recipe.context(member.key, Role.ADAPTER_DOWN)
-            adapters.append(self._recipe.unpack(Role.ADAPTER_DOWN, held, payload, context))
-            indices = self._task.partition[member.key.client]
-            examples.append(examples_of_steps(member.key, indices, protocol, self._recipe.seed))
-        training = train_clients(self._model, cohort, self._recipe, self._task.train, examples, adapters, meter)
+        recipe, task = self._recipe, self._task
+        protocol: ProtocolConfig = recipe.protocol
+        examples = [
+            examples_of_steps(member.key, task.partition[member.key.client], protocol, recipe.seed)
+            for member in cohort.members
+        ]
+        calibrations = [memory.calibration for memory in memories]
+        training = train_clients(
+            self._model, cohort, recipe, task.train, examples, received, meter, memories=calibrations
+        )
         try:
             request = next(training)
             while True:

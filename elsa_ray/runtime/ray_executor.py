@@ -20,11 +20,12 @@ from elsa_ray.runtime.conductor import Workers
 from elsa_ray.runtime.executor import ConductedExecutor
 from elsa_ray.runtime.failure import WaitTimeoutError, WorkerError
 from elsa_ray.runtime.jobs import CLOUD, host_names
+from elsa_ray.runtime.pool import TrainedCohort
 from elsa_ray.runtime.weights import pack_model
-from elsa_ray.training.cohort import ByteMeter, Cohort
+from elsa_ray.training.cohort import Cohort
 from elsa_ray.training.evaluation import Score, evaluation_pieces
+from elsa_ray.training.memory import ClientMemory
 from elsa_ray.training.recipe import Recipe
-from elsa_ray.world.plan import WorkKey
 
 Status = Callable[[str], None]
 
@@ -111,14 +112,12 @@ class _RayWorkers(Workers):
         return await answer_of(reference, self._timeout_seconds, f"{host} to do {method}")
 
     async def train(
-        self, pool: int, cohort: Cohort, host: str, adapter_down: list[bytes]
-    ) -> tuple[list[bytes], dict[WorkKey, float], ByteMeter]:
-        reference = self._pools[pool].train.remote(cohort, self._hosts[host], host, adapter_down)
+        self, pool: int, cohort: Cohort, host: str, adapter_down: list[bytes], memories: list[ClientMemory]
+    ) -> TrainedCohort:
+        reference = self._pools[pool].train.remote(cohort, self._hosts[host], host, adapter_down, memories)
         # Each step may wait for its edge as long as any wait; the pool's other cohorts may take as long again.
         patience = self._timeout_seconds * (1 + cohort.num_steps) * self.in_flight
-        trained: tuple[list[bytes], dict[WorkKey, float], ByteMeter] = await answer_of(
-            reference, patience, f"pool-{pool} to train cohort {cohort.name}"
-        )
+        trained: TrainedCohort = await answer_of(reference, patience, f"pool-{pool} to train cohort {cohort.name}")
         return trained
 
     async def score(self, pool: int, adapters: Any, piece: int) -> Score:

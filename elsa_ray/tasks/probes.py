@@ -28,7 +28,7 @@ ProbesConfig = DatasetProbes | FileProbes | GeneratedProbes
 def public_examples(
     config: ProbesConfig | None, labels: np.ndarray | None, num_examples: int, num_clients: int, seed: int
 ) -> np.ndarray:
-    """Return the positions [Q] of the training examples that are public, sorted; empty where probes come from elsewhere.
+    """Return the positions [Q] of the public training examples, sorted; none where probes come from elsewhere.
 
     Labels take turns, so that each has about its equal share of the probes.
 

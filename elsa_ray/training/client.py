@@ -7,7 +7,7 @@ Shapes: C members, B texts, S tokens, N = C·B, D hidden width.
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 import numpy as np
@@ -22,8 +22,19 @@ from elsa_ray.tasks.tokens import TokenizedTexts
 from elsa_ray.training.batches import CohortBatch, cohort_batch
 from elsa_ray.training.cohort import ByteMeter, Cohort
 from elsa_ray.training.loss import client_losses
+from elsa_ray.training.memory import CutMemory
 from elsa_ray.training.messages import CohortMessenger, Payloads
+from elsa_ray.training.misbehaviour import trained_labels
 from elsa_ray.training.optimizer import CohortOptimizer
+from elsa_ray.training.probing import (
+    ProbeAnswers,
+    class_probabilities,
+    decode_probe_states,
+    encode_probe_states,
+    probe_batch,
+    probe_pieces,
+    split_answers,
+)
 from elsa_ray.training.recipe import Recipe
 from elsa_ray.world.roles import Role
 
@@ -33,11 +44,15 @@ class EdgeCall(Enum):
 
     FORWARD = "forward"
     BACKWARD = "backward"
+    PROBE = "probe"
 
 
 @dataclass(frozen=True)
 class EdgeRequest:
-    """The payloads of one message of all members; the edge answers with payloads of the same form."""
+    """The payloads of one message of all members; the edge answers with payloads of the same form.
+
+    ``step`` is a training step, or counts the pieces of the probe set.
+    """
 
     call: EdgeCall
     step: int
@@ -46,10 +61,19 @@ class EdgeRequest:
 
 @dataclass(frozen=True)
 class ClientResult:
-    """What one client's training gave: its own parts' adapters and its mean loss over its steps."""
+    """What one client's training gave.
+
+    Attributes:
+        adapters: of its own parts.
+        mean_loss: over its steps.
+        calibration: its keys and bases.
+        answers: its model on the public probes, where it was asked to report them.
+    """
 
     adapters: Adapters
     mean_loss: float
+    calibration: CutMemory
+    answers: ProbeAnswers | None
 
 
 def train_clients(
@@ -60,6 +84,7 @@ def train_clients(
     examples_of_members: Sequence[npt.NDArray[np.int64]],
     adapters_of_members: Sequence[Adapters],
     meter: ByteMeter,
+    memories: Sequence[CutMemory] | None = None,
 ) -> Generator[EdgeRequest, Payloads, list[ClientResult]]:
     """Train a cohort's front and back parts; yields a request to the edge twice a step and is sent its answer.
 
@@ -73,26 +98,30 @@ def train_clients(
         examples_of_members: for each member its examples [T, B] by step.
         adapters_of_members: the tensors that each member holds (parts front and back, head).
         meter: counts what the clients encode.
+        memories: the keys and bases that each member holds; nothing by default.
     """
-    messenger = CohortMessenger(cohort, recipe, meter)
+    messenger = CohortMessenger(cohort, recipe, model.shape.hidden_size, meter, memories)
     parameters = stack_adapters(adapters_of_members, model.device)
     round_index = cohort.members[0].key.round_index
     optimizer = CohortOptimizer(parameters, recipe.protocol.optimizer, recipe.learning_rate(round_index))
     loss_sum_C = torch.zeros(len(cohort.members), dtype=torch.float64)
     for step in range(cohort.num_steps):
         batch = cohort_batch(tokens, examples_of_members, step, recipe.pad_id)
+        batch = _as_members_see_it(batch, cohort, recipe)
         if cohort.split.is_cut:
             losses_C = yield from _split_step(model, cohort, messenger, parameters, batch, step)
         else:
             losses_C = _local_step(model, cohort, parameters, batch)
         optimizer.step(batch.active_C)
         loss_sum_C += losses_C.detach().double().cpu()
+    answers: Sequence[ProbeAnswers | None] = [None] * len(cohort.members)
+    if recipe.inquiry is not None and recipe.inquiry.clients_report:
+        answers = yield from _report_answers(model, cohort, recipe, parameters, meter)
     num_steps_C = torch.tensor([member.num_steps for member in cohort.members])
     mean_loss_C = (loss_sum_C / num_steps_C).tolist()
-    return [
-        ClientResult(adapters, loss)
-        for adapters, loss in zip(unstack_adapters(parameters, len(cohort.members)), mean_loss_C, strict=True)
-    ]
+    adapters = unstack_adapters(parameters, len(cohort.members))
+    each = zip(adapters, mean_loss_C, messenger.memories, answers, strict=True)
+    return [ClientResult(*own) for own in each]
 
 
 def _split_step(
@@ -116,7 +145,7 @@ def _split_step(
     losses_C = client_losses(logits, batch)
     losses_C.sum().backward()
     assert h2_NSD.grad is not None
-    up = messenger.encode(Role.GRADIENT_UP, step, h2_NSD.grad, batch.sizes)
+    up = messenger.encode(Role.GRADIENT_UP, step, h2_NSD.grad, batch.sizes, batch.lengths_CB)
     down = yield EdgeRequest(EdgeCall.BACKWARD, step, up)
     g1_NSD, _, _ = messenger.decode(Role.GRADIENT_DOWN, step, down, h1_NSD.dtype, model.device)
     h1_NSD.backward(messenger.through_codec(Role.ACTIVATION_UP, step, h1_NSD, g1_NSD, batch.sizes))
@@ -133,6 +162,40 @@ def _local_step(model: TripartiteModel, cohort: Cohort, parameters: Adapters, ba
     losses_C = client_losses(logits, batch)
     losses_C.sum().backward()
     return losses_C
+
+
+def _as_members_see_it(batch: CohortBatch, cohort: Cohort, recipe: Recipe) -> CohortBatch:
+    """Let members that train on wrong labels have them."""
+    if batch.labels_CB is None or not recipe.misbehaviour:
+        return batch
+    round_index = cohort.members[0].key.round_index
+    rows = [
+        trained_labels(recipe.misbehaviour_of(member.key), labels_B, recipe.num_labels, round_index)
+        for member, labels_B in zip(cohort.members, batch.labels_CB, strict=True)
+    ]
+    return replace(batch, labels_CB=torch.stack(rows))
+
+
+@torch.no_grad()
+def _report_answers(
+    model: TripartiteModel, cohort: Cohort, recipe: Recipe, parameters: Adapters, meter: ByteMeter
+) -> Generator[EdgeRequest, Payloads, list[ProbeAnswers]]:
+    """Run the probes through the members' models and the edge's middle blocks; in the clear: probes are public."""
+    assert recipe.inquiry is not None
+    probes = recipe.inquiry.probes
+    split, num_members = cohort.split, len(cohort.members)
+    states, answers = [], []
+    for ordinal, piece in enumerate(probe_pieces(len(probes))):
+        ids_NS, mask_NS = probe_batch(probes, piece, num_members, recipe.pad_id)
+        ids_NS, mask_NS = ids_NS.to(model.device), mask_NS.to(model.device)
+        h1_NSD = model.front(ids_NS, mask_NS, _held(model, cohort, parameters, Part.FRONT), split)
+        down = yield EdgeRequest(EdgeCall.PROBE, ordinal, encode_probe_states(cohort, recipe, ordinal, h1_NSD, meter))
+        h2_NSD = decode_probe_states(cohort, recipe, ordinal, down, model)
+        held = _held(model, cohort, parameters, Part.BACK)
+        h3_NSD = model.last_hidden(h2_NSD, mask_NS, held, split)
+        states.append(model.family.summary_state(h3_NSD, mask_NS))
+        answers.append(class_probabilities(model, model.logits(h3_NSD, mask_NS, held)))
+    return split_answers(states, answers, num_members)
 
 
 def _held(model: TripartiteModel, cohort: Cohort, parameters: Adapters, part: Part) -> Adapters:

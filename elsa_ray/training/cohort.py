@@ -16,6 +16,8 @@ from elsa_ray.world.roles import Role
 STEP_ROLES = (Role.ACTIVATION_UP, Role.ACTIVATION_DOWN, Role.GRADIENT_UP, Role.GRADIENT_DOWN)
 """The four messages of a split step, in order."""
 
+CalibrationSizes = tuple[tuple[Role, int], ...]
+
 
 class VersionKey(NamedTuple):
     """Names a model version: the round's global model as a node got it, after so many of the node's aggregations."""
@@ -37,6 +39,8 @@ class Member:
         num_steps: its optimiser steps.
         planned_step_bytes: [steps, 4] sizes of the messages of each step, in the order of STEP_ROLES.
         planned_adapter_bytes: sizes of adapter_down and adapter_up.
+        calibrates: whether its codecs are calibrated in this work item.
+        planned_calibrations: role and size of each calibration that the client sends, and that the edge sends.
     """
 
     key: WorkKey
@@ -46,6 +50,8 @@ class Member:
     num_steps: int
     planned_step_bytes: npt.NDArray[np.int64]
     planned_adapter_bytes: tuple[int, int]
+    calibrates: bool = False
+    planned_calibrations: tuple[CalibrationSizes, CalibrationSizes] = ((), ())
 
 
 @dataclass(frozen=True)

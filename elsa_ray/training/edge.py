@@ -14,8 +14,10 @@ from elsa_ray.model.adapters import Adapters
 from elsa_ray.model.tripartite import TripartiteModel
 from elsa_ray.training.client import EdgeCall, EdgeRequest, stack_adapters, unstack_adapters
 from elsa_ray.training.cohort import ByteMeter, Cohort
+from elsa_ray.training.memory import CutMemory
 from elsa_ray.training.messages import CohortMessenger, Payloads
 from elsa_ray.training.optimizer import CohortOptimizer
+from elsa_ray.training.probing import decode_probe_states, encode_probe_states, probe_batch, probe_pieces
 from elsa_ray.training.recipe import Recipe
 from elsa_ray.world.roles import Role
 
@@ -29,6 +31,7 @@ class EdgeCohort:
         recipe: seed, optimiser, chains.
         adapters_of_members: the middle part's tensors of each member.
         meter: counts what the edge encodes.
+        memories: the keys and bases that the edge holds of each member; nothing by default.
     """
 
     def __init__(
@@ -38,24 +41,42 @@ class EdgeCohort:
         recipe: Recipe,
         adapters_of_members: Sequence[Adapters],
         meter: ByteMeter,
+        memories: Sequence[CutMemory] | None = None,
     ) -> None:
-        self._model, self._cohort = model, cohort
-        self._messenger = CohortMessenger(cohort, recipe, meter)
+        self._model, self._cohort, self._recipe, self._meter = model, cohort, recipe, meter
+        self._messenger = CohortMessenger(cohort, recipe, model.shape.hidden_size, meter, memories)
         self._parameters = stack_adapters(adapters_of_members, model.device)
         round_index = cohort.members[0].key.round_index
         learning_rate = recipe.learning_rate(round_index)
         self._optimizer = CohortOptimizer(self._parameters, recipe.protocol.optimizer, learning_rate)
-        self._between: tuple[Tensor, Tensor, tuple[tuple[int, int], ...]] | None = None
+        self._between: tuple[Tensor, Tensor, tuple[tuple[int, int], ...], Tensor] | None = None
 
     def answer(self, request: EdgeRequest) -> Payloads:
         """Run the middle blocks forward or backward and return the members' payloads."""
         if request.call is EdgeCall.FORWARD:
             return self._forward(request.step, request.payloads)
+        if request.call is EdgeCall.PROBE:
+            return self._probe(request.step, request.payloads)
         return self._backward(request.step, request.payloads)
 
     def adapters(self) -> list[Adapters]:
         """Return each member's middle adapters as they are now."""
         return unstack_adapters(self._parameters, len(self._cohort.members))
+
+    def memories(self) -> list[CutMemory]:
+        """Return the keys and bases that the edge now holds of each member."""
+        return self._messenger.memories
+
+    @torch.no_grad()
+    def _probe(self, ordinal: int, payloads: Payloads) -> Payloads:
+        model, recipe, cohort = self._model, self._recipe, self._cohort
+        assert recipe.inquiry is not None
+        probes = recipe.inquiry.probes
+        h1_NSD = decode_probe_states(cohort, recipe, ordinal, payloads, model)
+        piece = probe_pieces(len(probes))[ordinal]
+        _, mask_NS = probe_batch(probes, piece, len(cohort.members), recipe.pad_id)
+        h2_NSD = model.middle(h1_NSD, mask_NS.to(model.device), self._parameters, cohort.split)
+        return encode_probe_states(cohort, recipe, ordinal, h2_NSD, self._meter)
 
     def _forward(self, step: int, payloads: Payloads) -> Payloads:
         model = self._model
@@ -67,16 +88,16 @@ class EdgeCohort:
         mask_NS[:, 0] = True
         h1_NSD.requires_grad_()
         h2_NSD = model.middle(h1_NSD, mask_NS.to(model.device), self._parameters, self._cohort.split)
-        self._between = (h1_NSD, h2_NSD, sizes)
-        return self._messenger.encode(Role.ACTIVATION_DOWN, step, h2_NSD, sizes)
+        self._between = (h1_NSD, h2_NSD, sizes, lengths_CB)
+        return self._messenger.encode(Role.ACTIVATION_DOWN, step, h2_NSD, sizes, lengths_CB)
 
     def _backward(self, step: int, payloads: Payloads) -> Payloads:
         assert self._between is not None, "a backward request without a forward one"
-        h1_NSD, h2_NSD, sizes = self._between
+        h1_NSD, h2_NSD, sizes, lengths_CB = self._between
         self._between = None
         g2_NSD, _, _ = self._messenger.decode(Role.GRADIENT_UP, step, payloads, h2_NSD.dtype, h2_NSD.device)
         h2_NSD.backward(self._messenger.through_codec(Role.ACTIVATION_DOWN, step, h2_NSD, g2_NSD, sizes))
         assert h1_NSD.grad is not None
-        answer = self._messenger.encode(Role.GRADIENT_DOWN, step, h1_NSD.grad, sizes)
+        answer = self._messenger.encode(Role.GRADIENT_DOWN, step, h1_NSD.grad, sizes, lengths_CB)
         self._optimizer.step(torch.tensor([payload is not None for payload in payloads]))
         return answer

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
 
 
 class ActivityKind(IntEnum):
@@ -37,6 +38,7 @@ class Stage(IntEnum):
     MIDDLE_BACKWARD = 4
     FRONT_BACKWARD = 5
     LOCAL_TRAINING = 6
+    PROBING = 7
 
     @property
     def label(self) -> str:
@@ -116,6 +118,7 @@ class WorkItems(_Columns):
         num_steps: optimiser steps.
         front, middle, back: the split.
         gather: row of the gather that waits for it; -1 for work carried over from an earlier round.
+        calibrates: 1 where its codecs are calibrated anew, else 0.
     """
 
     round_index: Ints
@@ -128,6 +131,7 @@ class WorkItems(_Columns):
     middle: Ints
     back: Ints
     gather: Ints
+    calibrates: Ints
 
     def key(self, row: int) -> WorkKey:
         """Return the key of a row."""
@@ -192,7 +196,7 @@ class PlanBuilder:
 
     def work_items(self, **columns: npt.ArrayLike) -> Ints:
         """Add work items; returns their rows. Columns as in WorkItems without ``round_index``."""
-        table = WorkItems(**_broadcast(round_index=self._round_index, **columns))
+        table = WorkItems(**_broadcast(round_index=self._round_index, **{"calibrates": 0, **columns}))
         rows = np.arange(self._num_work, self._num_work + len(table))
         self._work.append(table)
         self._num_work += len(table)

@@ -10,23 +10,26 @@ import pytest
 import torch
 
 from elsa_ray.codecs.chain import CodecChain
-from elsa_ray.codecs.codec import CodecContext
+from elsa_ray.codecs.codec import CodecContext, Maker
 from elsa_ray.codecs.wire import (
     HEADER_BYTES,
     PayloadError,
     adapter_num_bytes,
+    calibration_num_bytes,
     decode_adapters,
+    decode_calibrations,
     decode_hidden,
     encode_adapters,
+    encode_calibrations,
     encode_hidden,
     hidden_num_bytes,
 )
 from elsa_ray.world.roles import Role
 
 from ..helpers import chain
+from .ends import CONTEXT, MAKERS, build, calibrated, round_trip, rows
 from .variants import CHAINS, Spec, name_of
 
-CONTEXT = CodecContext(seed=3, round_index=1, edge_round=2, step=4, client=5, role="activation_up")
 STEP_ROLES = (Role.ACTIVATION_UP, Role.ACTIVATION_DOWN, Role.GRADIENT_UP, Role.GRADIENT_DOWN)
 SKETCH = {"kind": "sketch", "rows": 3, "buckets": 4}
 SHAPES = [(3, 8), (8, 3), (5,), (2, 7)]
@@ -39,20 +42,22 @@ def hidden(batch: int = 2, length: int = 3, width: int = 6) -> torch.Tensor:
 def encoded(of: CodecChain, role: Role = Role.GRADIENT_UP, context: CodecContext = CONTEXT, **shape: int) -> bytes:
     values = hidden(**shape)
     lengths = torch.arange(1, len(values) + 1) if role is Role.ACTIVATION_UP else None
-    return encode_hidden(of, role, values, context, lengths)
+    memory = calibrated(of, rows(7, width=values.shape[2]))
+    return encode_hidden(of, role, values, context, lengths, memory)
 
 
 @pytest.mark.parametrize("specs", CHAINS, ids=name_of)
 def test_payloads_of_every_chain_have_the_formulas_size_and_one_header_length(specs: list[Spec]) -> None:
-    of = chain(*specs)
+    of = build(*specs)
     for role in STEP_ROLES:
         for batch, length in ((1, 1), (2, 3), (5, 2)):
             payload = encoded(of, role, batch=batch, length=length)
             mask = 2 * batch if role is Role.ACTIVATION_UP else 0
             assert len(payload) == HEADER_BYTES + mask + of.body_bytes(batch * length, 6)
             assert len(payload) == hidden_num_bytes(of, role, batch, length, 6)
-    adapters = [torch.randn(shape) for shape in SHAPES]
-    assert len(encode_adapters(of, Role.ADAPTER_UP, adapters, CONTEXT)) == adapter_num_bytes(of, SHAPES)
+    if not of.is_calibrated:
+        adapters = [torch.randn(shape) for shape in SHAPES]
+        assert len(encode_adapters(of, Role.ADAPTER_UP, adapters, CONTEXT)) == adapter_num_bytes(of, SHAPES)
 
 
 def test_the_header_has_52_bytes() -> None:
@@ -99,6 +104,19 @@ def test_adapters_come_back_in_order_and_shape(specs: list[Spec]) -> None:
     assert [tuple(tensor.shape) for tensor in received] == SHAPES
     if not specs:
         assert all(torch.equal(a, b) for a, b in zip(adapters, received, strict=True))
+
+
+@pytest.mark.parametrize(
+    "spec", [{"kind": "int8", "rounding": "stochastic"}, {**SKETCH, "decode": "mean", "hash": "fresh"}], ids=name_of
+)
+def test_each_tensor_of_a_message_has_its_own_random_numbers_at_both_ends(spec: Spec) -> None:
+    of, tensor = build(spec), torch.linspace(0, 1, 40)
+    payload = encode_adapters(of, Role.ADAPTER_UP, [tensor] * 2, CONTEXT)
+    received = decode_adapters(of, Role.ADAPTER_UP, payload, [(40,), (40,)], CONTEXT)
+    assert not torch.equal(*received)
+    for position, found in enumerate(received):
+        alone = round_trip(of, tensor[None], replace(CONTEXT, tensor=position))
+        assert torch.equal(found, alone[0])
 
 
 @pytest.mark.parametrize("specs", [[], [SKETCH], [{"kind": "int8"}]], ids=name_of)
@@ -162,3 +180,82 @@ def test_the_errors_line_tells_what_was_found_and_what_is_allowed() -> None:
     with pytest.raises(PayloadError) as error:
         decode_hidden(chain(), Role.GRADIENT_UP, b"abc", CONTEXT)
     assert str(error.value) == "payload: found 3 bytes; allowed: at least the 52 bytes of a header"
+
+
+SSOP = {"kind": "ssop", "rank": 4}
+SUBSPACE = {"kind": "subspace", "rank": 3}
+KEY_BYTES, BASIS_BYTES = HEADER_BYTES + 4 * (6 * 4 + 4 * 4), HEADER_BYTES + 2 * (6 * 3 + 6)
+BOTH, CLIENT, SENDER = MAKERS, frozenset({Maker.CLIENT}), frozenset({Maker.SENDER})
+
+
+@pytest.mark.parametrize(
+    ("specs", "makers", "expected"),
+    [
+        ([SSOP, SUBSPACE], BOTH, [(Role.KEY, KEY_BYTES), (Role.BASIS, BASIS_BYTES)]),
+        ([SUBSPACE, SSOP], BOTH, [(Role.BASIS, BASIS_BYTES), (Role.KEY, HEADER_BYTES + 4 * (3 * 3 + 3 * 3))]),
+        ([SSOP, SUBSPACE], SENDER, [(Role.BASIS, BASIS_BYTES)]),
+        ([SSOP, SUBSPACE], CLIENT, [(Role.KEY, KEY_BYTES)]),
+        ([{**SSOP, "invert": "client"}, SUBSPACE], BOTH, [(Role.BASIS, BASIS_BYTES)]),
+        ([{"kind": "subspace", "rank": 9, "mean": False}], BOTH, [(Role.BASIS, HEADER_BYTES + 2 * 6 * 6)]),
+        ([SKETCH], BOTH, []),
+    ],
+    ids=["both", "other-order", "sender", "client", "key-stays", "no-mean", "none"],
+)
+def test_a_calibration_costs_its_tensors_and_a_header(
+    specs: list[Spec], makers: frozenset[Maker], expected: list[tuple[Role, int]]
+) -> None:
+    of = build(*specs)
+    assert calibration_num_bytes(of, 6, makers) == expected
+    payloads = encode_calibrations(of, calibrated(of, rows(7, width=6)), 6, makers, CONTEXT)
+    assert [len(payload) for payload in payloads] == [size for _, size in expected]
+
+
+def test_a_receiver_holds_what_was_shipped_drops_what_was_made_and_kept_and_keeps_the_rest() -> None:
+    of = build({**SSOP, "invert": "client"}, SSOP, SUBSPACE)
+    before, after = (calibrated(of, rows(seed, width=6)) for seed in (7, 8))
+
+    def held(makers: frozenset[Maker]) -> list[str]:
+        payloads = encode_calibrations(of, after, 6, makers, CONTEXT)
+        found = decode_calibrations(of, payloads, before, 6, makers, CONTEXT)
+        return [
+            "none" if not own else "new" if torch.equal(own[0], new[0]) else "old" if own is old else "wrong"
+            for own, old, new in zip(found, before, after, strict=True)
+        ]
+
+    assert held(BOTH) == ["none", "new", "new"]
+    assert held(CLIENT) == ["none", "new", "old"]
+    assert held(SENDER) == ["old", "old", "new"]
+    assert held(frozenset()) == ["old", "old", "old"]
+    nothing = decode_calibrations(of, [], (), 6, frozenset(), CONTEXT)
+    assert nothing == ((), (), ())
+
+
+def test_a_damaged_calibration_is_refused() -> None:
+    of = build(SSOP, SUBSPACE)
+    key, basis = encode_calibrations(of, calibrated(of, rows(7, width=6)), 6, BOTH, CONTEXT)
+
+    def refuses(*payloads: bytes, width: int = 6, context: CodecContext = CONTEXT, by: CodecChain = of) -> None:
+        with pytest.raises(PayloadError):
+            decode_calibrations(by, payloads, (), width, BOTH, context)
+
+    decode_calibrations(of, [key, basis], (), 6, BOTH, CONTEXT)
+    for bit in range(0, 8 * len(basis), 7):
+        damaged = bytearray(basis)
+        damaged[bit // 8] ^= 1 << bit % 8
+        refuses(key, bytes(damaged))
+    refuses(basis, key)
+    refuses(key)
+    refuses(key, basis, basis)
+    refuses(key, basis[:-1])
+    refuses(key, basis, width=7)
+    refuses(key, basis, context=replace(CONTEXT, client=6))
+    refuses(key, basis, by=build(SSOP, {**SUBSPACE, "rank": 2}))
+
+
+def test_calibrations_of_the_same_role_cannot_be_exchanged() -> None:
+    of = build(SUBSPACE, SUBSPACE)
+    memory = calibrated(of, rows(7, width=3))
+    first, second = encode_calibrations(of, memory, 3, BOTH, CONTEXT)
+    assert len(first) == len(second)
+    with pytest.raises(PayloadError, match="stage 1"):
+        decode_calibrations(of, [second, first], (), 3, BOTH, CONTEXT)

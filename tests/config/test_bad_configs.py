@@ -139,7 +139,7 @@ REFUSED_BY_THE_CONFIG: Rows = [
 REFUSED_BY_THE_PARTS: Rows = [
     (
         {"protocol": {"codec": [{"kind": "int9"}]}},
-        ["protocol.codec.activation.0.kind: found int9; allowed: cast, identity, int8,", "did you mean int8?"],
+        ["protocol.codec.activation.0.kind: found int9; allowed: cast, identity, int4, int8,", "did you mean int8?"],
     ),
     ({"protocol": {"codec": {"adapter": [{"kind": "cats"}]}}}, ["protocol.codec.adapter.0.kind", "did you mean cast?"]),
     (
@@ -159,7 +159,7 @@ REFUSED_BY_THE_PARTS: Rows = [
         ["protocol.codec.activation.0.rows: found 0; allowed: greater than or equal to 1"],
     ),
     ({"protocol": {"codec": [{**SKETCH, "row": 1}]}}, ["activation.0.row: found an unknown key", "did you mean rows?"]),
-    ({"protocol": {"codec": [{**INT8, "bits": 4}]}}, ["activation.0.bits: found an unknown key; allowed: kind"]),
+    ({"protocol": {"codec": [{**INT8, "bits": 4}]}}, ["activation.0.bits: found an unknown key; allowed: group, kind"]),
     ({"protocol": {"codec": [{"kind": "cast", "dtype": "fp15"}]}}, ["0.dtype: found fp15", "did you mean fp16?"]),
     (
         {"protocol": {"codec": [{"kind": "no_such_module:C"}]}},

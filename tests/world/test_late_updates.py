@@ -23,6 +23,7 @@ from elsa_ray.runtime.pool import ClientPool
 from elsa_ray.training.client import EdgeRequest
 from elsa_ray.training.cohort import STEP_ROLES, ByteMeter, Cohort, Member, VersionKey
 from elsa_ray.training.edge import EdgeCohort
+from elsa_ray.training.memory import ClientMemory
 from elsa_ray.training.messages import Payloads
 from elsa_ray.world.plan import WorkKey
 from elsa_ray.world.roles import Role
@@ -79,10 +80,10 @@ def trained_by_hand(run: TownRun, keys: Sequence[WorkKey], *versions: Adapters) 
         return edge.answer(request)
 
     pool = ClientPool(model, recipe, setting.task)
-    up, _, _ = asyncio.run(pool.train(cohort, down, ask_edge))
+    trained_cohort = asyncio.run(pool.train(cohort, down, [ClientMemory()] * len(keys), ask_edge))
     at_edge = edge.adapters() if edge is not None else [{} for _ in keys]
     trained = []
-    for key, payload, own in zip(keys, up, at_edge, strict=True):
+    for key, payload, own in zip(keys, trained_cohort.uploads, at_edge, strict=True):
         received = recipe.unpack(Role.ADAPTER_UP, held, payload, recipe.context(key, Role.ADAPTER_UP))
         trained.append({tensor.name: {**received, **own}[tensor.name] for tensor in layout.tensors})
     return trained

@@ -1,0 +1,155 @@
+"""Gives each client its split: the configured one, or with ``split: auto`` the one that suits it (methods.md 1.8).
+
+Shapes: N clients, L blocks, X options.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from elsa_ray.clustering.assignment import PARKED
+from elsa_ray.config.protocol import ElsaConfig
+from elsa_ray.config.split import AutoSplitConfig
+from elsa_ray.model.cost import blocks_num_bytes
+from elsa_ray.model.memory import client_memory_bytes, edge_frozen_bytes, edge_member_bytes
+from elsa_ray.model.split import Part, Split, cut
+from elsa_ray.protocols.estimates import UsualStep, network_seconds, steps_a_round
+from elsa_ray.protocols.local_work import FP32_BYTES
+from elsa_ray.protocols.setting import Setting
+from elsa_ray.protocols.split_choice import (
+    NO_OPTION,
+    choose_splits,
+    edge_share_bytes_N,
+    fits_NX,
+    missing_blocks_NX,
+    split_options,
+    step_flops_NX,
+    step_seconds_NX,
+    switch_seconds_NX,
+)
+from elsa_ray.world.plan import Bools, Ints
+
+
+class SplitChooser:
+    """Chooses splits.
+
+    Args:
+        setting: the run's circumstances.
+        config: the protocol's section.
+        step: the clients' usual steps.
+
+    Raises:
+        InputError: the configured split does not fit the model.
+    """
+
+    def __init__(self, setting: Setting, config: ElsaConfig, step: UsualStep) -> None:
+        self._setting, self._config, self._step = setting, config, step
+        num_layers = setting.shape.num_layers
+        if isinstance(config.split, AutoSplitConfig):
+            auto = config.split.auto
+            self._options = split_options(num_layers, min_front=auto.min_front, min_back=auto.min_back)
+        else:
+            self._options = (cut(num_layers, config.split.front, config.split.back),)
+
+    @property
+    def is_auto(self) -> bool:
+        """Whether clients may have different splits."""
+        return isinstance(self._config.split, AutoSplitConfig)
+
+    def most_private(self) -> tuple[Split, ...]:
+        """Return one split for all: what latencies are estimated with before anything is chosen."""
+        return (self._options[0],) * self._setting.num_clients
+
+    def choose(
+        self,
+        edge_of_client: Sequence[int],
+        held_layers: Sequence[frozenset[int]],
+        now: Sequence[Split] | None,
+        left: int,
+    ) -> tuple[Split, ...]:
+        """Return the split of each client.
+
+        Args:
+            edge_of_client: node of each client's edge, or PARKED.
+            held_layers: frozen blocks that lie on each client already.
+            now: present splits; None before the first choice.
+            left: global rounds to come, over which the transfer of new blocks is spread.
+
+        Raises:
+            InputError: a client cannot hold any split.
+        """
+        if not isinstance(self._config.split, AutoSplitConfig):
+            return self.most_private()
+        setting, step, auto = self._setting, self._step, self._config.split.auto
+        placed = np.flatnonzero(np.array(edge_of_client) != PARKED)
+        edges = setting.network.edges.tolist()
+        edge_N = np.array([edges.index(edge_of_client[client]) for client in placed.tolist()], np.int64)
+        active_N = np.maximum(1.0, np.bincount(edge_N, minlength=len(edges))[edge_N] * self._config.participation)
+        client_flops, edge_flops = step_flops_NX(
+            setting.shape, setting.layout, self._options, batch_N=step.batch_N[placed], length_N=step.length_N[placed]
+        )
+        seconds_NX = step_seconds_NX(
+            client_flops,
+            edge_flops,
+            client_flops_per_second_N=[setting.fleet.clients[client].flops_per_second for client in placed.tolist()],
+            edge_flops_per_second_N=np.full(len(placed), setting.fleet.edge.flops_per_second),
+            edge_slots_N=setting.config.world.edges.slots,
+            active_members_N=active_N,
+            network_seconds_N=network_seconds(setting, step)[placed, edge_N],
+        )
+        held_NL = self._held(held_layers, placed)
+        steps_left = float(steps_a_round(setting, self._config).mean()) * self._config.edge_rounds * left
+        seconds_NX += switch_seconds_NX(
+            missing_blocks_NX(self._options, held_NL, Part.FRONT, Part.BACK),
+            block_num_bytes=blocks_num_bytes(setting.shape, 1, FP32_BYTES),
+            bytes_per_second_N=self._rate_from_cloud(placed),
+            horizon_steps=max(1.0, steps_left),
+        )
+        held_N = np.full(len(placed), NO_OPTION)
+        if now is not None:
+            held_N = np.array([self._options.index(now[client]) for client in placed.tolist()], np.int64)
+        fits = self._fits(placed, active_N)
+        chosen_N = choose_splits(seconds_NX, fits, held_N, auto.max_splits, auto.hysteresis)
+        splits = list(now if now is not None else self.most_private())
+        for client, option in zip(placed.tolist(), chosen_N.tolist(), strict=True):
+            splits[client] = self._options[option]
+        return tuple(splits)
+
+    def _fits(self, placed: Ints, active_N: np.ndarray) -> Bools:
+        setting, step = self._setting, self._step
+        num_heads = int(setting.task.backbone.config.num_attention_heads)
+        longest = setting.task.train.lengths
+        length_N = np.array([int(longest[setting.task.partition[client]].max()) for client in placed.tolist()])
+        sizes: dict[str, Any] = {
+            "batch": step.batch_N[placed],
+            "length": length_N,
+            "num_heads": num_heads,
+            "optimizer_kind": self._config.optimizer.kind,
+        }
+        of_client, of_edge = (
+            np.stack([function(setting.shape, setting.layout, option, **sizes) for option in self._options], axis=1)
+            for function in (client_memory_bytes, edge_member_bytes)
+        )
+        edge_memory = np.full(len(placed), setting.fleet.edge.memory_bytes)
+        frozen = edge_frozen_bytes(setting.shape, self._options)
+        return fits_NX(
+            client_bytes_NX=of_client,
+            client_memory_bytes_N=[setting.fleet.clients[client].memory_bytes for client in placed.tolist()],
+            edge_member_bytes_NX=of_edge,
+            edge_share_bytes_N=edge_share_bytes_N(edge_memory, frozen, active_N),
+            client_names=[setting.network.node_names[setting.network.clients[client]] for client in placed.tolist()],
+        )
+
+    def _held(self, held_layers: Sequence[frozenset[int]], placed: Ints) -> Bools:
+        held_NL = np.zeros((len(placed), self._setting.shape.num_layers), bool)
+        for row, client in enumerate(placed.tolist()):
+            held_NL[row, sorted(held_layers[client])] = True
+        return held_NL
+
+    def _rate_from_cloud(self, placed: Ints) -> list[float]:
+        setting = self._setting
+        routes = [setting.router.route(setting.cloud, int(node)) for node in setting.network.clients[placed]]
+        return [route.bottleneck_bytes_per_second if route is not None else np.inf for route in routes]

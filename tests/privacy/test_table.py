@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from elsa_ray.config.errors import InputError
+from elsa_ray.privacy.success import Success
+from elsa_ray.privacy.table import FORMATS, AttackRow, format_attacks
+
+ROWS = [
+    AttackRow("none (fp32)", "–", "edge", "nearest neighbour", Success(0.849, 0.069, 1945)),
+    AttackRow("ssop", "client, fresh", "edge", "key recovery, K=64", Success(0.35, 0.069, 1945), 1.0123, "64 | known"),
+    AttackRow("ssop[int8]", "edge", "eavesdropper", "labels", None),
+]
+
+
+def test_json_has_plain_values() -> None:
+    found = json.loads(format_attacks(ROWS, "json"))
+    assert found[0]["success_rate"] == 0.849 and found[0]["guess_rate"] == 0.069 and found[0]["count"] == 1945
+    assert found[1]["key_error"] == 1.0123 and found[0]["key_error"] is None
+    assert found[2]["success_rate"] is None and found[2]["count"] is None
+    assert [row["codec"] for row in found] == [row.codec for row in ROWS]
+
+
+def test_markdown_has_a_line_a_row_and_as_many_cells_in_each() -> None:
+    header, rule, *lines = format_attacks(ROWS, "md").splitlines()
+    assert len(lines) == len(ROWS) and set(rule) <= set("| -:")
+    assert {line.count("|") for line in (header, rule, *lines)} == {10}
+    assert "84.9 %" in lines[0] and "6.9 %" in lines[0] and "1,945" in lines[0] and "1.01" in lines[1]
+
+
+def test_the_table_shows_names_that_look_like_markup() -> None:
+    text = format_attacks(ROWS, "table")
+    assert "ssop[int8]" in text and "best constant guess" in text and "35.0 %" in text
+
+
+def test_no_rows_and_unknown_formats() -> None:
+    assert all(isinstance(format_attacks([], kind), str) for kind in FORMATS)
+    with pytest.raises(InputError, match="--format: found xml; allowed: json, md, table"):
+        format_attacks(ROWS, "xml")
