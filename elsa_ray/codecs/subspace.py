@@ -50,6 +50,7 @@ class Subspace(Codec):
         refresh_rounds: int = Field(default=1, ge=1)
         """Global rounds that a basis serves."""
         backward: Literal["straight_through", "exact"] = "straight_through"
+        """``exact`` takes the adjoint of encode and decode; see the class."""
 
         @model_validator(mode="after")
         def _sketch_keys_with_a_sketch_only(self) -> Self:

@@ -123,7 +123,10 @@ class Elsa(Protocol):
             fingerprints={**state.fingerprints, **results.fingerprints},
         )
         excluded = tuple(sorted(c for c, own in after.trust.items() if own.is_excluded(after.round_index)))
-        return self._clustered(after), replace(report, excluded=excluded)
+        clustered = self._clustered(after)
+        edges = enumerate(zip(after.edge_of_client, clustered.edge_of_client, strict=True))
+        moved = tuple((client, new) for client, (old, new) in edges if old != new)
+        return clustered, replace(report, excluded=excluded, moved=moved)
 
     def is_calibration_due(self, state: ElsaState, client: int) -> bool:
         """Return whether a client's keys and bases are made anew in the coming round."""

@@ -66,6 +66,7 @@ class RoundResults:
         trust: new standings of the clients that were judged.
         decisions: what changed in the standings, and why.
         fingerprints: as the cloud was told them, a row of numbers a client.
+        cohort_sizes: members of each cohort that was trained.
     """
 
     adapters: Adapters | None = None
@@ -78,11 +79,24 @@ class RoundResults:
     trust: Mapping[int, TrustState] = field(default_factory=dict)
     decisions: tuple[TrustEvent, ...] = ()
     fingerprints: Mapping[int, npt.NDArray[np.float32]] = field(default_factory=dict)
+    cohort_sizes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class RoundReport:
-    """One line of ``rounds.jsonl``: a round in numbers."""
+    """One line of ``rounds.jsonl``: a round in numbers.
+
+    Attributes:
+        round_index: which.
+        simulated_seconds, num_bytes: of the run, up to the round's end.
+        participated, dropped, late, failed: clients, by what became of their work.
+        train_loss: mean over the work that arrived.
+        score: of the new global model.
+        excluded: clients whose work does not count in the next round.
+        decisions: what changed in the clients' standings in this round, and why.
+        moved: clients that were given another edge at the round's end, and its node (-1: parked).
+        cohort_sizes: members of each cohort that was trained.
+    """
 
     round_index: int
     simulated_seconds: float
@@ -94,6 +108,9 @@ class RoundReport:
     train_loss: float | None
     score: Score | None
     excluded: tuple[int, ...] = ()
+    decisions: tuple[TrustEvent, ...] = ()
+    moved: tuple[tuple[int, int], ...] = ()
+    cohort_sizes: tuple[int, ...] = ()
 
 
 class Protocol(ABC):
@@ -161,6 +178,8 @@ class Protocol(ABC):
             failed=_clients(results.failed),
             train_loss=float(np.mean(losses)) if losses else None,
             score=results.score,
+            decisions=results.decisions,
+            cohort_sizes=results.cohort_sizes,
         )
         return after, report
 

@@ -27,7 +27,7 @@ def assumptions(setting: Setting, executor: str) -> list[str]:
         "Energy: computation above idle of clients and edge servers, and the clients' radios; no idle power, no "
         "routers, no cloud.",
         *_payload_sentences(setting),
-        *_executor_sentences(executor),
+        *_executor_sentences(setting, executor),
     ]
 
 
@@ -88,7 +88,8 @@ def _payload_sentences(setting: Setting) -> list[str]:
         )
     else:
         sentences.append("task.preloaded is false: frozen blocks are sent once to each device, in fp32.")
-    chains = {name: getattr(setting.chains, name) for name in ("activation", "gradient", "adapter")}
+    names = ("activation", "gradient", "adapter", "update")
+    chains = {name: chain for name in names if (chain := getattr(setting.chains, name)) is not None}
     bounds = [name for name, chain in chains.items() if not chain.size_is_exact]
     if bounds:
         sentences.append(
@@ -97,7 +98,13 @@ def _payload_sentences(setting: Setting) -> list[str]:
     return sentences
 
 
-def _executor_sentences(executor: str) -> list[str]:
+def _executor_sentences(setting: Setting, executor: str) -> list[str]:
     if executor != "none":
         return []
-    return ["Executor none: nothing was trained; times, bytes and joules only, and no accuracy."]
+    sentences = ["Executor none: nothing was trained; times, bytes and joules only, and no accuracy."]
+    inquiry = setting.inquiry
+    if inquiry is not None and inquiry.clustering is not None:
+        sentences.append("Stand-in for fingerprints: clients stay at their nearest edge, as if all behaved alike.")
+    if inquiry is not None and inquiry.trust is not None:
+        sentences.append("Stand-in for answers to probes: every client is trusted fully.")
+    return sentences

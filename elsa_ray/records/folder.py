@@ -76,7 +76,7 @@ class RunFolder:
         self._rounds.flush()
         index = round_.report.round_index
         self._transfers.write_table(transfers_table(round_.timeline, setting.network, index))
-        events = events_table(round_.plan, round_.timeline, setting.network, round_.results.failed)
+        events = events_table(round_.plan, round_.timeline, setting.network, round_.results.failed, round_.report)
         self._events.write_table(events)
         self.totals.add(line)
         self._last = (round_, setting)

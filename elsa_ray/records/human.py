@@ -6,6 +6,7 @@ import math
 
 from elsa_ray.config.experiment import ExperimentConfig
 from elsa_ray.config.protocol import CodecChains
+from elsa_ray.config.split import AutoSplitConfig
 
 NOTHING = "–"
 """Stands for a value that there is not."""
@@ -78,9 +79,11 @@ def codec_name(config: ExperimentConfig) -> str:
 
 
 def split_name(config: ExperimentConfig) -> str:
-    """Return the client's blocks before and after the edge's, such as ``2 + 2``; a dash where nothing is split."""
+    """Return the client's blocks before and after the edge's, such as ``2 + 2``; ``auto``; a dash for no split."""
     split = getattr(config.protocol, "split", None)
-    return NOTHING if split is None else f"{split.front} + {split.back}"
+    if split is None:
+        return NOTHING
+    return "auto" if isinstance(split, AutoSplitConfig) else f"{split.front} + {split.back}"
 
 
 def data_name(config: ExperimentConfig) -> str:

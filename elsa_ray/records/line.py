@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
 
+from elsa_ray.clustering.assignment import PARKED
 from elsa_ray.protocols.setting import Setting
 from elsa_ray.records.round import Round
 from elsa_ray.records.work_time import ArrivedWork
@@ -48,8 +50,23 @@ def round_line(round_: Round, setting: Setting, arrived: ArrivedWork) -> dict[st
         "late": list(report.late),
         "failed": list(report.failed),
         "parked": list(round_.plan.parked_clients),
+        "excluded": list(report.excluded),
+        "moved": {str(client): _node_name(setting, node) for client, node in report.moved},
+        "splits": _splits(round_),
+        "cohorts": {"count": len(report.cohort_sizes), "members": sum(report.cohort_sizes)},
         "wall_seconds": dict(round_.wall_seconds),
     }
+
+
+def _node_name(setting: Setting, node: int) -> str | None:
+    return setting.network.node_names[node] if node != PARKED else None
+
+
+def _splits(round_: Round) -> dict[str, int]:
+    """Return the number of work items of each split, such as ``{"2+2": 24}``."""
+    work = round_.plan.work
+    counts = Counter(zip(work.front.tolist(), work.middle.tolist(), work.back.tolist(), strict=True))
+    return {f"{front}+{back}": count for (front, middle, back), count in sorted(counts.items()) if middle}
 
 
 def bytes_by_role(timeline: Timeline) -> dict[str, int]:

@@ -146,7 +146,7 @@ def print_summary(summary: Mapping[str, Any], folder: Path, console: Console) ->
         rows["perplexity"] = human_number(metrics["perplexity"])
     ratios = [human_ratio(summary[f"compression_ratio_{kind}"]) for kind in ("fp32", "bf16")]
     clients = [f"{summary['clients_participated']} of {summary['clients_total']} took part"]
-    for what in ("dropped", "failed", "parked"):
+    for what in ("dropped", "failed", "parked", "distrusted"):
         if summary[f"clients_{what}"]:
             clients.append(f"{summary[f'clients_{what}']} {what}")
     rows |= {

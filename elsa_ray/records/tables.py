@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
+from elsa_ray.clustering.trust import Decision
 from elsa_ray.network.graph import Network
+from elsa_ray.protocols.protocol import RoundReport
 from elsa_ray.records.line import uncompressed_bytes
 from elsa_ray.world.plan import ActivityKind, Floats, Ints, Plan, Stage, WorkKey
 from elsa_ray.world.roles import Role
@@ -97,6 +99,11 @@ _EVENT_NAMES = [
     "gather",
     "client_parked",
     "client_failed",
+    "client_excluded",
+    "client_kept",
+    "client_on_probation",
+    "client_restored",
+    "client_moved",
     "work_dropped",
     "work_skipped",
     "work_late",
@@ -140,13 +147,20 @@ class _Log:
         return tuple(column[by_time] for column in (event, seconds, node, client, detail))
 
 
-def events_table(plan: Plan, timeline: Timeline, network: Network, failed: Sequence[WorkKey] = ()) -> pa.Table:
+def events_table(
+    plan: Plan,
+    timeline: Timeline,
+    network: Network,
+    failed: Sequence[WorkKey] = (),
+    report: RoundReport | None = None,
+) -> pa.Table:
     """Return what happened in a round, sorted by time; an activity that goes on over rounds starts and ends once.
 
     Args:
         plan, timeline: of the round.
         network: the topology.
         failed: work whose training broke down.
+        report: decisions about clients, and which were given another edge; None for neither.
     """
     log = _Log()
     _add_activities(log, plan, timeline)
@@ -163,6 +177,8 @@ def events_table(plan: Plan, timeline: Timeline, network: Network, failed: Seque
     _add_work(log, details, timeline, network, "work_skipped", timeline.skipped, Outcome.SKIPPED)
     _add_work(log, details, timeline, network, "work_late", timeline.pending, None)
     _add_work(log, details, timeline, network, "client_failed", failed, None)
+    if report is not None:
+        _add_decisions(log, details, timeline, network, report)
     log.add(_EVENT["round_end"], timeline.end_seconds, order=_TELLING + 1)
     event, seconds, node, client, detail = log.sorted_columns()
     columns = [
@@ -208,6 +224,32 @@ def _add_activities(log: _Log, plan: Plan, timeline: Timeline) -> None:
     log.add(
         _EVENT["gather"], finish[closed], order=_BEGINNING, sequence=2 * row[closed], node=activities.source[closed]
     )
+
+
+_DECISION_EVENTS = {
+    Decision.EXCLUDED: "client_excluded",
+    Decision.KEPT: "client_kept",
+    Decision.PROBATION: "client_on_probation",
+    Decision.RESTORED: "client_restored",
+}
+
+
+def _add_decisions(log: _Log, details: list[str], timeline: Timeline, network: Network, report: RoundReport) -> None:
+    """Add what was decided about clients, each with its reason, and where clients were moved, at the round's end."""
+    told = [(_DECISION_EVENTS[own.decision], own.client, own.reason) for own in report.decisions]
+    for client, node in report.moved:
+        told.append(("client_moved", client, f"to {network.node_names[node]}" if node >= 0 else "parked"))
+    for sequence, (event, client, reason) in enumerate(told):
+        details.append(reason)
+        log.add(
+            _EVENT[event],
+            timeline.end_seconds,
+            order=_TELLING,
+            sequence=_EVENT[event] * len(timeline.work) + sequence,
+            node=int(network.clients[client]),
+            client=client,
+            detail=len(details) - 1,
+        )
 
 
 def _add_work(

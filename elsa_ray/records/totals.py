@@ -8,6 +8,7 @@ from typing import Any
 
 from elsa_ray.records.work_time import TIME_KINDS
 
+CLIENT_SETS = ("participated", "dropped", "failed", "parked", "excluded")
 LAST_FIGURES = ("accuracy", "loss", "macro_f1", "perplexity")
 
 
@@ -26,12 +27,15 @@ class Totals:
         self.bytes_uncompressed = 0
         self.energy_joules = 0.0
         self.work = {name: 0 for name in ("arrived", "dropped", "skipped")}
-        self.clients: dict[str, set[int]] = {name: set() for name in ("participated", "dropped", "failed", "parked")}
+        self.clients: dict[str, set[int]] = {name: set() for name in CLIENT_SETS}
         self.last: dict[str, float | None] = dict.fromkeys(LAST_FIGURES)
         self.evaluated_round: int | None = None
         self.train_loss: float | None = None
         self.best_accuracy: float | None = None
         self.best_accuracy_round: int | None = None
+        self.moves = 0
+        self.cohorts = self.cohort_members = 0
+        self._splits: Counter[str] = Counter()
         self._bytes_by_role: Counter[str] = Counter()
         self._activity_seconds: Counter[str] = Counter()
         self._wall_seconds: Counter[str] = Counter()
@@ -50,6 +54,10 @@ class Totals:
             self.work[name] += line[f"work_{name}"]
         for name, clients in self.clients.items():
             clients.update(line[name])
+        self.moves += len(line["moved"])
+        self.cohorts += line["cohorts"]["count"]
+        self.cohort_members += line["cohorts"]["members"]
+        self._splits.update(line["splits"])
         self._bytes_by_role.update(line["bytes_by_role"])
         self._activity_seconds.update(line["simulated_seconds_by_activity"])
         self._wall_seconds.update(line["wall_seconds"])
@@ -104,8 +112,14 @@ class Totals:
             "clients_dropped": len(self.clients["dropped"]),
             "clients_failed": len(self.clients["failed"]),
             "clients_parked": len(self.clients["parked"]),
-            # Parked clients are the only ones that a protocol keeps out so far.
-            "clients_excluded": len(self.clients["parked"]),
+            "clients_distrusted": len(self.clients["excluded"]),
+            "clients_excluded": len(self.clients["parked"] | self.clients["excluded"]),
+            "clients_moved": self.moves,
+            "cohorts": {
+                "count": self.cohorts,
+                "mean_members": self.cohort_members / self.cohorts if self.cohorts else None,
+            },
+            "splits": dict(sorted(self._splits.items())),
             "work_items": dict(self.work),
             "simulated_energy_joules": self.energy_joules,
             "wall_seconds_by_phase": self.wall_seconds_by_phase,

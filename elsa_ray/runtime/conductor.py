@@ -55,6 +55,7 @@ class _RoundBooks:
     losses: dict[WorkKey, float]
     meter: ByteMeter
     memories: dict[int, Memories]
+    cohort_sizes: dict[str, int]
 
 
 class Conductor:
@@ -88,7 +89,7 @@ class Conductor:
         free_pools: asyncio.Queue[int] = asyncio.Queue()
         for place in range(self._workers.num_pools * self._workers.in_flight):
             free_pools.put_nowait(place % self._workers.num_pools)
-        books = _RoundBooks({}, ByteMeter(), dict(state.memories))
+        books = _RoundBooks({}, ByteMeter(), dict(state.memories), {})
         names = list(dict.fromkeys([CLOUD, *(host.host for host in job.hosts)]))
         for name in names:
             own = {version: model for version, model in state.versions.items() if host_of_version[version] == name}
@@ -156,6 +157,7 @@ class Conductor:
             free_pools.put_nowait(pool)
         for client, at_client, own_edge in zip(clients, trained.memories, at_edge, strict=True):
             books.memories[client] = Memories(at_client, own_edge)
+        books.cohort_sizes[cohort.name] = len(cohort.members)
         books.losses.update(trained.losses)
         books.meter.merge(trained.meter)
 
@@ -204,4 +206,9 @@ def _results(model: Adapters, reports: list[HostReport], books: _RoundBooks, sco
             fingerprints=cloud.fingerprints,
         )
     memories = {client: memory for client, memory in sorted(books.memories.items()) if not memory.is_empty}
-    return replace(results, memories=memories, encoded_bytes=dict(sorted(encoded.items())))
+    return replace(
+        results,
+        memories=memories,
+        encoded_bytes=dict(sorted(encoded.items())),
+        cohort_sizes=tuple(size for _, size in sorted(books.cohort_sizes.items())),
+    )
