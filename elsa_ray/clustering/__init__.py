@@ -1,1 +1,1 @@
-"""Which client belongs to which edge."""
+"""Which clients behave alike, which are trusted, and which edge each belongs to."""

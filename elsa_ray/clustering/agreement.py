@@ -40,8 +40,8 @@ def agreement_of_answers(answers_NQC: npt.NDArray[np.floating], weights_N: Float
         centred: compare how clients tell probes apart, whatever classes they favour (see the module).
     """
     answers_NQC = answers_NQC.astype(np.float64)
-    valid_N = (np.isfinite(answers_NQC) & (answers_NQC >= 0)).all(axis=(1, 2))
-    valid_N &= (answers_NQC > 0).any(axis=2).all(axis=1)
+    is_number_NQC = np.isfinite(answers_NQC) & (answers_NQC >= 0)
+    valid_N = is_number_NQC.all(axis=(1, 2)) & ((answers_NQC > 0).sum(axis=2) > 0).all(axis=1)
     agreement_N = np.zeros(len(answers_NQC))
     if not valid_N.any():
         return agreement_N
@@ -54,7 +54,7 @@ def agreement_of_answers(answers_NQC: npt.NDArray[np.floating], weights_N: Float
         weights_N = weights_N * _voice(log_NQC, weights_N)
     answers_NQC = _softmax(log_NQC)
     if _have_majority(weights_N):
-        median_QC = _softmax(_weighted_median(log_NQC, weights_N))
+        median_QC = _softmax(weighted_median(log_NQC, weights_N))
         weights_N = _nearer_half(_agreement(answers_NQC, median_QC[None]), weights_N)
     others_NQC, has_others_N = _mean_of_others(answers_NQC, weights_N)
     agreement_N[valid_N] = np.where(has_others_N, _agreement(answers_NQC, others_NQC), 1.0)
@@ -83,7 +83,7 @@ def agreement_of_states(states_NQD: npt.NDArray[np.floating], weights_N: Floats)
     length_N = np.sqrt((gram_NG**2).sum(axis=1))
     gram_NG /= np.where(length_N > 0, length_N, 1.0)[:, None]
     if _have_majority(weights_N):
-        median_G = _weighted_median(gram_NG, weights_N)
+        median_G = weighted_median(gram_NG, weights_N)
         weights_N = _nearer_half(_cosine(gram_NG, median_G[None]), weights_N)
     others_NG, has_others_N = _mean_of_others(gram_NG, weights_N)
     agreement_N[valid_N] = np.where(has_others_N, _cosine(gram_NG, others_NG), 1.0)
@@ -96,7 +96,7 @@ def _votes(weights_N: Floats) -> Floats:
 
 
 def _voice(log_NQC: Floats, weights_N: Floats) -> Floats:
-    """Return how far each client is heard, in [0, 1]: in full if it tells the probes apart as the median client does."""
+    """Return how far each client is heard, in [0, 1]: in full if it tells the probes apart as the median does."""
     spread_N = np.sqrt((log_NQC**2).mean(axis=(1, 2)))
     usual = np.median(spread_N[weights_N > 0])
     return np.minimum(spread_N / usual, 1.0) if usual > 0 else np.ones_like(spread_N)
@@ -121,7 +121,7 @@ def _mean_of_others(values: Floats, weights_N: Floats) -> tuple[Floats, Bools]:
     return (own.sum(axis=0) - own) / others_weight_N.reshape(per_client), has_others_N
 
 
-def _weighted_median(values: Floats, weights_N: Floats) -> Floats:
+def weighted_median(values: Floats, weights_N: Floats) -> Floats:
     """Return the weighted (lower) median over the first axis, number by number."""
     order = np.argsort(values, axis=0, kind="stable")
     reached = np.cumsum(weights_N[order], axis=0) >= weights_N.sum() / 2

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from elsa_ray.clustering.assignment import assign, default_capacity, edge_costs, edges_of_clusters
 from elsa_ray.clustering.divergence import symmetric_kl, to_medoids
-from elsa_ray.clustering.fingerprints import LowRankGaussian, low_rank_gaussian, low_rank_symmetric_kl, shrink
+from elsa_ray.clustering.fingerprints import LowRankGaussians, low_rank_gaussians, low_rank_symmetric_kl, shrink
 from elsa_ray.clustering.medoids import k_medoids, nearest_medoid
 from elsa_ray.config.clustering import ClusteringConfig
 from elsa_ray.tasks.seeds import numpy_generator
@@ -93,10 +93,10 @@ def cluster_and_assign_exact(
 
     The time grows with the square of the clients (or of ``config.sample``): for some hundred.
     """
-    states_of_known = {n: states for n, states in enumerate(states_N) if states is not None}
-    states_of_known = {n: states for n, states in states_of_known.items() if np.isfinite(states).all()}
-    behaviour = _Exact([low_rank_gaussian(states, config.shrinkage) for states in states_of_known.values()])
-    known = np.array(list(states_of_known), np.int64)
+    finite = [(n, states) for n, states in enumerate(states_N) if states is not None and np.isfinite(states).all()]
+    known = np.array([n for n, _ in finite], np.int64)
+    states_NQD = np.stack([states for _, states in finite]) if finite else np.zeros((0, 1, 1))
+    behaviour = _Exact(low_rank_gaussians(states_NQD, config.shrinkage))
     return _cluster_and_assign(behaviour, known, latency_NK, trust_N, capacity, config, seed, round_index)
 
 
@@ -135,25 +135,23 @@ class _Projected:
 class _Exact:
     """Whole states."""
 
-    gaussians: Sequence[LowRankGaussian]
+    gaussians: LowRankGaussians
 
     def among(self, clients: Ints) -> Floats:
-        divergence_SS = np.zeros((len(clients), len(clients)))
-        for i, first in enumerate(clients.tolist()):
-            for j, second in enumerate(clients[:i].tolist()):
-                divergence = low_rank_symmetric_kl(self.gaussians[first], self.gaussians[second])
-                divergence_SS[i, j] = divergence_SS[j, i] = divergence
-        return divergence_SS
+        some, divergence_SS = self.gaussians.of(clients), np.zeros((len(clients), len(clients)))
+        for i in range(1, len(clients)):
+            before = slice(0, i)
+            divergence_SS[i, before] = low_rank_symmetric_kl(some.of(slice(i, i + 1)), some.of(before))
+        return divergence_SS + divergence_SS.T
 
     def from_medoids(self, medoids: Ints) -> Floats:
-        centres = [self.gaussians[medoid] for medoid in medoids.tolist()]
-        rows = [[low_rank_symmetric_kl(each, centre) for centre in centres] for each in self.gaussians]
-        divergence_NK = np.array(rows, np.float64)
+        columns = [low_rank_symmetric_kl(self.gaussians.of(slice(m, m + 1)), self.gaussians) for m in medoids.tolist()]
+        divergence_NK = np.stack(columns, axis=1)
         divergence_NK[medoids, np.arange(len(medoids))] = 0.0
         return divergence_NK
 
     def shuffled(self, order: Ints) -> _Exact:
-        return _Exact([self.gaussians[n] for n in order.tolist()])
+        return _Exact(self.gaussians.of(order))
 
 
 def _cluster_and_assign(

@@ -9,7 +9,7 @@ Shapes: Q probes, D hidden width, d projected width, N clients.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
@@ -98,39 +98,49 @@ def shrink(covariance_Ndd: Floats, shrinkage: float) -> Floats:
 
 
 @dataclass(frozen=True, eq=False)
-class LowRankGaussian:
-    """The Gaussian of a client's whole states without a D x D matrix: variance * I + factor factor^T.
+class LowRankGaussians:
+    """The Gaussians of clients' whole states without a D x D matrix: variance * I + factor^T factor.
 
     Attributes:
-        mean_D: mean of the states.
-        factor_DQ: the centred states times sqrt((1 - shrinkage) / Q).
-        variance: of the isotropic part.
-        whitened_QD: what the inverse subtracts: (I - whitened^T whitened) / variance.
+        mean_ND: means of the states.
+        factor_NQD: the centred states times sqrt((1 - shrinkage) / Q).
+        variance_N: of the isotropic parts.
+        whitened_NQD: what the inverses subtract: (I - whitened^T whitened) / variance.
+        factor_length_N, whitened_length_N: sums of the squares of both.
     """
 
-    mean_D: Floats
-    factor_DQ: Floats
-    variance: float
-    whitened_QD: Floats
+    mean_ND: Floats
+    factor_NQD: Floats
+    variance_N: Floats
+    whitened_NQD: Floats
+    factor_length_N: Floats
+    whitened_length_N: Floats
+
+    def of(self, clients: npt.NDArray[np.int64] | slice) -> LowRankGaussians:
+        """Return those of some clients."""
+        return LowRankGaussians(*(getattr(self, field.name)[clients] for field in fields(self)))
 
 
-def low_rank_gaussian(states_QD: Floats, shrinkage: float, dimensions: int | None = None) -> LowRankGaussian:
-    """Return the shrunk Gaussian of a client's states (methods.md 1.4 d).
+def low_rank_gaussians(states_NQD: Floats, shrinkage: float, dimensions: int | None = None) -> LowRankGaussians:
+    """Return the shrunk Gaussians of clients' states (methods.md 1.4 d).
 
     Args:
-        states_QD: what the model answered to the probes.
+        states_NQD: what the models answered to the probes.
         shrinkage: as in ``shrink``.
         dimensions: over how many the trace is spread, which is D unless given.
     """
-    num_probes, width = states_QD.shape
-    mean_D = states_QD.mean(axis=0, dtype=np.float64)
-    centred_QD = states_QD - mean_D
-    trace = float((centred_QD**2).sum()) / num_probes
-    variance = (shrinkage + FLOOR) * max(trace / (dimensions or width), LEAST_VARIANCE)
-    factor_DQ = centred_QD.T * np.sqrt((1 - shrinkage) / num_probes)
-    inner_QQ = variance * np.eye(num_probes) + factor_DQ.T @ factor_DQ
-    whitened_QD = solve_triangular(np.linalg.cholesky(inner_QQ), factor_DQ.T, lower=True)
-    return LowRankGaussian(mean_D, factor_DQ, variance, whitened_QD)
+    _, num_probes, width = states_NQD.shape
+    mean_ND = states_NQD.mean(axis=1, dtype=np.float64)
+    factor_NQD = states_NQD - mean_ND[:, None]
+    trace_N = (factor_NQD**2).sum(axis=(1, 2)) / num_probes
+    variance_N = (shrinkage + FLOOR) * np.maximum(trace_N / (dimensions or width), LEAST_VARIANCE)
+    factor_NQD *= np.sqrt((1 - shrinkage) / num_probes)
+    whitened_NQD = np.empty_like(factor_NQD)
+    for n, factor_QD in enumerate(factor_NQD):
+        inner_QQ = variance_N[n] * np.eye(num_probes) + factor_QD @ factor_QD.T
+        whitened_NQD[n] = solve_triangular(np.linalg.cholesky(inner_QQ), factor_QD, lower=True)
+    lengths = [(stacked**2).sum(axis=(1, 2)) for stacked in (factor_NQD, whitened_NQD)]
+    return LowRankGaussians(mean_ND, factor_NQD, variance_N, whitened_NQD, *lengths)
 
 
 def exact_symmetric_kl(
@@ -140,29 +150,44 @@ def exact_symmetric_kl(
 
     Args:
         states_n_QD, states_m_QD: the clients' states.
-        shrinkage, dimensions: as in ``low_rank_gaussian``.
+        shrinkage, dimensions: as in ``low_rank_gaussians``.
     """
-    return low_rank_symmetric_kl(
-        low_rank_gaussian(states_n_QD, shrinkage, dimensions), low_rank_gaussian(states_m_QD, shrinkage, dimensions)
+    both = low_rank_gaussians(np.stack([states_n_QD, states_m_QD]), shrinkage, dimensions)
+    return float(low_rank_symmetric_kl(both.of(slice(0, 1)), both.of(slice(1, 2)))[0])
+
+
+def low_rank_symmetric_kl(one: LowRankGaussians, others: LowRankGaussians) -> Floats:
+    """Return the divergence of one client (a stack of one) from each of N others, in nats, by Woodbury's identity.
+
+    1/4 [tr(S2^-1 S1) + tr(S1^-1 S2) - 2D + dmu^T (S1^-1 + S2^-1) dmu].
+    """
+    num_clients, num_probes, width = others.factor_NQD.shape
+    flat = num_clients * num_probes, width
+    shift_ND = others.mean_ND - one.mean_ND
+    of_one_NQQ = (others.whitened_NQD.reshape(flat) @ one.factor_NQD[0].T).reshape(num_clients, num_probes, num_probes)
+    of_others_NQQ = (others.factor_NQD.reshape(flat) @ one.whitened_NQD[0].T).reshape(of_one_NQQ.shape)
+    shift_by_others_NQ = np.einsum("nqd,nd->nq", others.whitened_NQD, shift_ND)
+    return np.maximum(
+        0.0,
+        (
+            _trace_of_quotient(one, others, of_one_NQQ)
+            + _trace_of_quotient(others, one, of_others_NQQ)
+            - 2 * width
+            + _squared_length(shift_ND, shift_by_others_NQ) / others.variance_N
+            + _squared_length(shift_ND, shift_ND @ one.whitened_NQD[0].T) / one.variance_N
+        )
+        / 4,
     )
 
 
-def low_rank_symmetric_kl(first: LowRankGaussian, second: LowRankGaussian) -> float:
-    """Return 1/4 [tr(S2^-1 S1) + tr(S1^-1 S2) - 2D + dmu^T (S1^-1 + S2^-1) dmu], in nats, by Woodbury's identity."""
-    shift_D = first.mean_D - second.mean_D
-    both_ways = _trace_of_quotient(first, second) + _trace_of_quotient(second, first)
-    shifts = _squared_length(shift_D, first) + _squared_length(shift_D, second)
-    return max(0.0, (both_ways - 2 * len(shift_D) + shifts) / 4)
+def _trace_of_quotient(numerator: LowRankGaussians, denominator: LowRankGaussians, cross_NQQ: Floats) -> Floats:
+    """Return tr(S_denominator^-1 S_numerator); ``cross`` is what one whitens of the other's factor."""
+    width = numerator.mean_ND.shape[1]
+    whole_N = width * numerator.variance_N + numerator.factor_length_N
+    subtracted_N = numerator.variance_N * denominator.whitened_length_N + (cross_NQQ**2).sum(axis=(1, 2))
+    return (whole_N - subtracted_N) / denominator.variance_N
 
 
-def _trace_of_quotient(numerator: LowRankGaussian, denominator: LowRankGaussian) -> float:
-    """Return tr(S_denominator^-1 S_numerator)."""
-    whole = len(numerator.mean_D) * numerator.variance + (numerator.factor_DQ**2).sum()
-    subtracted = numerator.variance * (denominator.whitened_QD**2).sum()
-    subtracted += ((denominator.whitened_QD @ numerator.factor_DQ) ** 2).sum()
-    return float((whole - subtracted) / denominator.variance)
-
-
-def _squared_length(shift_D: Floats, gaussian: LowRankGaussian) -> float:
-    """Return shift^T S^-1 shift."""
-    return float((shift_D @ shift_D - ((gaussian.whitened_QD @ shift_D) ** 2).sum()) / gaussian.variance)
+def _squared_length(shift_ND: Floats, whitened_NQ: Floats) -> Floats:
+    """Return shift^T (I - whitened^T whitened) shift."""
+    return (shift_ND**2).sum(axis=1) - (whitened_NQ**2).sum(axis=1)

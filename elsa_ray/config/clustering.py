@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from elsa_ray.config.section import Section
 from elsa_ray.config.units import Seconds
@@ -46,6 +46,9 @@ class TrustConfig(Section):
 
     evidence: Literal["verified", "reported"] = "verified"
     """``verified``: computed from the adapters that a client sent; ``reported``: what the client says it answered."""
+    compare: Literal["auto", "changes", "answers"] = "auto"
+    """``answers``: models by what they answer (the card); ``changes``: by how training has changed that (ours), for
+    verified evidence alone. ``auto``: changes where evidence is verified."""
     smoothing: float = Field(default=0.7, ge=0, lt=1)
     """Part of the old score in the new one."""
     threshold: Share = 0.3
@@ -58,3 +61,14 @@ class TrustConfig(Section):
     """Global rounds after an exclusion in which the client's weight is reduced."""
     weight_probation: Share = 0.5
     """Factor of the weight during probation."""
+
+    @model_validator(mode="after")
+    def _changes_are_verified(self) -> Self:
+        if self.compare == "changes" and self.evidence == "reported":
+            raise ValueError("compare: changes with evidence: verified only")
+        return self
+
+    @property
+    def compares_changes(self) -> bool:
+        """Whether models are compared by how training has changed their answers."""
+        return self.evidence == "verified" and self.compare != "answers"

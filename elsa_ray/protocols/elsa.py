@@ -32,7 +32,7 @@ from elsa_ray.protocols.recluster import is_due, new_edges
 from elsa_ray.protocols.setting import Setting
 from elsa_ray.protocols.split_steps import Members, SplitSteps
 from elsa_ray.training.tables import table_num_bytes
-from elsa_ray.world.plan import ActivityKind, Floats, Ints, Plan, PlanBuilder
+from elsa_ray.world.plan import ActivityKind, Floats, Ints, Plan, PlanBuilder, WorkItems
 from elsa_ray.world.roles import Role
 from elsa_ray.world.timeline import Outcome, Timeline, WorldState
 
@@ -108,15 +108,9 @@ class Elsa(Protocol):
         assert isinstance(state, ElsaState)
         after, report = super().conclude(state, results, plan, timeline)
         assert isinstance(after, ElsaState)
-        arrived = {key for keys in timeline.arrivals for key in keys}
-        calibrated = dict(after.calibrated)
-        for row in np.flatnonzero(timeline.work.calibrates).tolist():
-            key = timeline.work.key(row)
-            if key in arrived:
-                calibrated[key.client] = key.round_index
         after = replace(
             after,
-            calibrated=calibrated,
+            calibrated={**state.calibrated, **_calibrated(state, timeline)},
             held_layers=_held_after(state, timeline),
             probe_holders=state.probe_holders | _reached(timeline, Role.PROBE),
             untold=state.untold - _told(self.setting, timeline),
@@ -212,8 +206,11 @@ class _RoundPlan:
         (opener,) = builder.transfers(
             source=setting.cloud, target=edge, label=Role.ADAPTER_DOWN, after=before, **whole
         ).tolist()
+        # Work that is late is gathered here too, so its clients are told of as well as the members.
+        work = self._world_state.work
+        num_told_of = len(np.union1d(members, work.client[work.edge == edge]))
         if self._probes is not None:
-            builder.depend(opener, self._probes.tell_edge(edge, len(members)))
+            builder.depend(opener, self._probes.tell_edge(edge, num_told_of))
         deadline_seconds, gather = setting.config.world.round_policy.deadline_seconds, -1
         for edge_round in range(self._config.edge_rounds):
             uploads = self._edge_round(edge, members, edge_round, opener)
@@ -226,7 +223,7 @@ class _RoundPlan:
             )
             opener = gather
         upload = builder.transfers(source=edge, target=setting.cloud, label=Role.ADAPTER_UP, after=gather, **whole)
-        tables = self._probes.tell_cloud(edge, len(members), gather) if self._probes is not None else []
+        tables = self._probes.tell_cloud(edge, num_told_of, gather) if self._probes is not None else []
         return [*upload.tolist(), *tables]
 
     def _edge_round(self, edge: int, clients: Ints, edge_round: int, opener: int) -> Ints:
@@ -265,7 +262,7 @@ class _RoundPlan:
         if self._probes is not None:
             last = self._probes.answer(members, last)
         up = builder.transfers(source=nodes, target=edge, label=Role.ADAPTER_UP, after=last, **_sizes(up_bytes), **ends)
-        return self._probes.verify(members, up) if self._probes is not None else up
+        return self._probes.verify(members, up, opener) if self._probes is not None else up
 
     def _to_new_members(self, members: Members) -> Ints:
         """Plan what must reach clients before their model does: new frozen blocks, and which edge is theirs now.
@@ -285,6 +282,7 @@ class _RoundPlan:
                     label=Role.CONTROL,
                     num_bytes=size,
                     uncompressed_bytes=size - HEADER_BYTES,
+                    work=members.items[position],
                     after=rows[position],
                 )
         return rows
@@ -322,14 +320,33 @@ def _is_arrived(timeline: Timeline, role: Role) -> npt.NDArray[np.bool_]:
     return arrived
 
 
+def _calibrated(state: ElsaState, timeline: Timeline) -> dict[int, int]:
+    """Return the global rounds of the calibrations that were made by work which has arrived now, by client.
+
+    Who was given another edge or another cut while it was late has made its own in vain.
+    """
+    work, arrived = timeline.work, {key for keys in timeline.arrivals for key in keys}
+    rounds = {}
+    for row in np.flatnonzero(work.calibrates).tolist():
+        key = work.key(row)
+        holds = work.edge[row] == state.edge_of_client[key.client] and _split_of(work, row) == state.splits[key.client]
+        if key in arrived and holds:
+            rounds[key.client] = key.round_index
+    return rounds
+
+
 def _held_after(state: ElsaState, timeline: Timeline) -> tuple[frozenset[int], ...]:
-    """Return the frozen blocks on each client after a round: those of its split too, if it got any."""
-    rows = _is_arrived(timeline, Role.WEIGHTS_DOWN) & (timeline.activities.client >= 0)
-    reached = {int(client) for client in timeline.activities.client[rows]}
-    return tuple(
-        held | _client_layers(state.splits[client]) if client in reached else held
-        for client, held in enumerate(state.held_layers)
-    )
+    """Return the frozen blocks on each client after a round: those of its work's split too, if it got any for it."""
+    held = list(state.held_layers)
+    work, of_work = timeline.work, timeline.activities.work
+    for row in np.flatnonzero(_is_arrived(timeline, Role.WEIGHTS_DOWN) & (of_work >= 0)).tolist():
+        item = int(of_work[row])
+        held[int(work.client[item])] |= _client_layers(_split_of(work, item))
+    return tuple(held)
+
+
+def _split_of(work: WorkItems, row: int) -> Split:
+    return Split(int(work.front[row]), int(work.middle[row]), int(work.back[row]))
 
 
 def _reached(timeline: Timeline, role: Role) -> frozenset[int]:

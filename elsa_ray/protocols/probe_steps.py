@@ -81,16 +81,25 @@ class ProbeSteps:
             after=last,
         )
 
-    def verify(self, members: Members, uploads: Ints) -> Ints:
+    def verify(self, members: Members, uploads: Ints, opener: int) -> Ints:
         """Let the edge run the probes through what was uploaded, where it does; returns the rows that its gather takes.
+
+        Where changes are compared, it runs them through the model that the members start from as well.
 
         Args:
             members: who was trained.
             uploads: their uploads' rows [W].
+            opener: the row with which the edge has that model.
         """
         if self._inquiry.clients_report or not len(uploads):
             return uploads
         flops = self._whole_flops()
+        start = np.full(1, -1)
+        if self._inquiry.trust is not None and self._inquiry.trust.compares_changes:
+            start = self._builder.computations(
+                node=members.edge, client=-1, label=Stage.PROBING, flops=flops, after=opener
+            )
+            self._builder.depend(start, self.send_set(members.edge))
         checked = self._builder.computations(
             node=np.full(len(uploads), members.edge),
             client=members.clients,
@@ -99,29 +108,29 @@ class ProbeSteps:
             work=members.items,
             after=uploads,
         )
-        self._builder.depend(checked, self.send_set(members.edge))
+        self._builder.depend(checked, start if start[0] >= 0 else self.send_set(members.edge))
         return checked
 
-    def tell_cloud(self, edge: int, num_members: int, after: int) -> list[int]:
-        """Send the edge's tables of fingerprints and standings to the cloud; returns their rows."""
-        if num_members == 0:
+    def tell_cloud(self, edge: int, num_clients: int, after: int) -> list[int]:
+        """Send the edge's tables of so many clients' fingerprints and standings to the cloud; returns their rows."""
+        if num_clients == 0:
             return []
         rows = []
         cloud = self._setting.cloud
         columns = self._inquiry.fingerprint_columns(self._setting.shape.hidden_size)
         if columns:
-            size = table_num_bytes(num_members, columns)
+            size = table_num_bytes(num_clients, columns)
             rows += self._message(edge, cloud, Role.FINGERPRINT, size, after=after).tolist()
         if self._inquiry.trust is not None:
-            size = table_num_bytes(num_members, TRUST_COLUMNS)
+            size = table_num_bytes(num_clients, TRUST_COLUMNS)
             rows += self._message(edge, cloud, Role.CONTROL, size, after=after).tolist()
         return rows
 
-    def tell_edge(self, edge: int, num_members: int) -> int:
-        """Send an edge its members' standings; returns the row, -1 where nothing is sent."""
-        if self._inquiry.trust is None or num_members == 0:
+    def tell_edge(self, edge: int, num_clients: int) -> int:
+        """Send an edge the standings of so many clients; returns the row, -1 where nothing is sent."""
+        if self._inquiry.trust is None or num_clients == 0:
             return -1
-        size = table_num_bytes(num_members, TRUST_COLUMNS)
+        size = table_num_bytes(num_clients, TRUST_COLUMNS)
         (row,) = self._message(self._setting.cloud, edge, Role.CONTROL, size, after=-1)
         return int(row)
 

@@ -24,7 +24,7 @@ from elsa_ray.training.edge import EdgeCohort
 from elsa_ray.training.evidence import Evidence, decode_report, evidence_of, judge_members
 from elsa_ray.training.memory import CutMemory
 from elsa_ray.training.messages import Payloads
-from elsa_ray.training.probing import answer_probes, encode_probe_set
+from elsa_ray.training.probing import ProbeAnswers, answer_probes, encode_probe_set
 from elsa_ray.training.recipe import Recipe
 from elsa_ray.training.tables import (
     TRUST_COLUMNS,
@@ -79,6 +79,7 @@ class ModelHost:
         self._judged: dict[int, TrustState] = {}
         self._decisions: list[TrustEvent] = []
         self._evidence: dict[WorkKey, Evidence] = {}
+        self._answers_before: dict[VersionKey, ProbeAnswers] = {}
         self._fingerprints: FingerprintRows = {}
         self._cohorts: dict[str, tuple[Cohort, EdgeCohort]] = {}
         self._results: dict[WorkKey, tuple[Adapters, int]] = {}
@@ -176,27 +177,47 @@ class ModelHost:
                 context = recipe.context(member.key, Role.FINGERPRINT)
                 self._evidence[member.key] = decode_report(payload, inquiry, model.shape.hidden_size, context)
             return
+        compares_changes = inquiry.trust is not None and inquiry.trust.compares_changes
+        for member, answers in zip(cohort.members, self._answers(wholes), strict=True):
+            before = self._answers_of_version(member.version) if compares_changes else None
+            self._evidence[member.key] = evidence_of(answers, recipe, before)
+
+    def _answers(self, wholes: Sequence[Adapters]) -> list[ProbeAnswers]:
+        """Run the probes through whole models."""
+        recipe, model = self._recipe, self._model
+        assert recipe.inquiry is not None
         stacked = {name: torch.stack([whole[name] for whole in wholes]).to(model.device) for name in wholes[0]}
-        for member, answers in zip(
-            cohort.members, answer_probes(model, stacked, inquiry.probes, recipe.pad_id), strict=True
-        ):
-            self._evidence[member.key] = evidence_of(answers, recipe)
+        return answer_probes(model, stacked, recipe.inquiry.probes, recipe.pad_id)
+
+    def _answers_of_version(self, version: VersionKey) -> ProbeAnswers:
+        """Return what a model that clients start from answers to the probes; each is asked once a round."""
+        if version not in self._answers_before:
+            (self._answers_before[version],) = self._answers([self._versions[version]])
+        return self._answers_before[version]
 
     def _judge(self, round_index: int, arrivals: Sequence[WorkKey]) -> list[float]:
         """Return the factor of each arrival's weight, and remember standings, decisions and fingerprints."""
-        evidence = {key.client: self._evidence.pop(key) for key in arrivals if key in self._evidence}
-        for client, own in evidence.items():
-            if own.fingerprint_P is not None:
-                self._fingerprints[client] = own.fingerprint_P
         inquiry = self._recipe.inquiry
-        if inquiry is None or inquiry.trust is None or not arrivals:
+        if inquiry is None or not arrivals:
             return [1.0] * len(arrivals)
-        clients = sorted(evidence)
-        judgement = judge_members(clients, evidence, {**self._trust, **self._judged}, round_index, inquiry)
-        self._judged.update(zip(clients, judgement.states, strict=True))
-        self._decisions += judgement.events
-        factor_of_client = dict(zip(clients, judgement.weights_N.tolist(), strict=True))
-        return [factor_of_client[key.client] for key in arrivals]
+        in_order = sorted(arrivals, key=lambda key: (key.client, key))
+        evidence = [self._evidence.pop(key) for key in in_order]
+        for key, own in zip(in_order, evidence, strict=True):
+            if own.fingerprint_P is not None:
+                self._fingerprints[key.client] = own.fingerprint_P
+        if inquiry.trust is None:
+            return [1.0] * len(arrivals)
+        clients, standings = [key.client for key in in_order], {**self._trust, **self._judged}
+        judgement = judge_members(clients, evidence, standings, round_index, inquiry)
+        judged: dict[int, TrustState] = {}
+        for client, state in zip(clients, judgement.states, strict=True):
+            # Of a client's two works the newer decides, unless it is excluded for the older.
+            if client not in judged or not judged[client].is_excluded(round_index):
+                judged[client] = state
+        self._judged.update(judged)
+        self._decisions += dict.fromkeys(judgement.events)
+        factor_of_key = dict(zip(in_order, judgement.weights_N.tolist(), strict=True))
+        return [factor_of_key[key] for key in arrivals]
 
     def _adapter_down(self, cohort: Cohort, version: VersionKey, key: WorkKey, planned: int) -> bytes:
         held = self._layout.part(cohort.split, Part.FRONT, Part.BACK)

@@ -111,7 +111,7 @@ class ClientPool:
             return None
         recipe = self._recipe
         true = evidence_of(result.answers, recipe)
-        told = told_evidence(recipe.misbehaviour_of(member.key), true, member.key, recipe.seed)
+        told = told_evidence(recipe.misbehaviour_of(member.key), true, member.key, recipe)
         payload = encode_report(told, recipe.context(member.key, Role.FINGERPRINT))
         assert recipe.inquiry is not None
         planned = report_num_bytes(recipe.inquiry.report_shapes(self._model.shape.hidden_size))

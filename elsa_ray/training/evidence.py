@@ -7,12 +7,13 @@ Shapes: Q probes, D hidden width, K classes, P numbers of a fingerprint.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from elsa_ray.clustering.changes import agreement_of_changes, features_of_answers
 from elsa_ray.clustering.fingerprints import fingerprint
 from elsa_ray.clustering.trust import (
     Judgement,
@@ -33,6 +34,8 @@ from elsa_ray.training.tables import row_of_fingerprint
 from elsa_ray.world.plan import WorkKey
 from elsa_ray.world.roles import Role
 
+Floats = npt.NDArray[np.float64]
+
 _PLAIN = CodecChain([], "fp32")
 
 
@@ -42,34 +45,33 @@ class Evidence:
 
     Attributes:
         fingerprint_P: for clustering: moments in the common basis, or all states.
-        states_QD: of each probe: for trust where there are no classes.
-        answers_QK: probabilities of the classes: for trust.
+        answers_QK: for trust: probabilities of the classes, or, for causal_lm, states (K = D).
+        before_QK: the same of the model that training started from, where changes are compared.
     """
 
     fingerprint_P: npt.NDArray[np.float32] | None
-    states_QD: npt.NDArray[np.float32] | None
     answers_QK: npt.NDArray[np.float32] | None
+    before_QK: npt.NDArray[np.float32] | None = None
 
 
-def evidence_of(answers: ProbeAnswers, recipe: Recipe) -> Evidence:
-    """Return what is kept of a model's answers."""
+def evidence_of(answers: ProbeAnswers, recipe: Recipe, before: ProbeAnswers | None = None) -> Evidence:
+    """Return what is kept of a model's answers, and of those of the model that it was trained from."""
     inquiry, row = recipe.inquiry, None
     assert inquiry is not None
     if recipe.frame is not None:
         row = row_of_fingerprint(fingerprint(answers.states_QD.astype(np.float64), recipe.frame))
     elif inquiry.clustering is not None:
         row = answers.states_QD.reshape(-1)
-    judged = inquiry.trust is not None
-    states_QD = answers.states_QD if judged and answers.answers_QK is None else None
-    return Evidence(row, states_QD, answers.answers_QK if judged else None)
+    judged = answers.comparable if inquiry.trust is not None else None
+    return Evidence(row, judged, before.comparable if before is not None else None)
 
 
-def told_evidence(spec: Misbehaviour | None, evidence: Evidence, key: WorkKey, seed: int) -> Evidence:
+def told_evidence(spec: Misbehaviour | None, evidence: Evidence, key: WorkKey, recipe: Recipe) -> Evidence:
     """Return what a client says; only a liar says anything else than what is true."""
-    if evidence.answers_QK is None:
+    if evidence.answers_QK is None or not recipe.num_labels:
         return evidence
-    told_QK = told_answers(spec, torch.from_numpy(evidence.answers_QK), key, seed)
-    return Evidence(evidence.fingerprint_P, evidence.states_QD, told_QK.numpy())
+    told_QK = told_answers(spec, torch.from_numpy(evidence.answers_QK), key, recipe.seed)
+    return replace(evidence, answers_QK=told_QK.numpy())
 
 
 def report_num_bytes(shapes: Sequence[tuple[int, ...]]) -> int:
@@ -79,7 +81,7 @@ def report_num_bytes(shapes: Sequence[tuple[int, ...]]) -> int:
 
 def encode_report(evidence: Evidence, context: CodecContext) -> bytes:
     """Encode a client's own report, in the clear, in fp32."""
-    parts = (evidence.fingerprint_P, evidence.states_QD, evidence.answers_QK)
+    parts = (evidence.fingerprint_P, evidence.answers_QK)
     tensors = [torch.from_numpy(np.atleast_2d(part)) for part in parts if part is not None]
     return encode_adapters(_PLAIN, Role.FINGERPRINT, tensors, context)
 
@@ -93,13 +95,12 @@ def decode_report(payload: bytes, inquiry: Inquiry, width: int, context: CodecCo
     tensors = decode_adapters(_PLAIN, Role.FINGERPRINT, payload, inquiry.report_shapes(width), context)
     parts = [tensor.numpy() for tensor in tensors]
     row = parts.pop(0)[0] if inquiry.clustering is not None else None
-    judged = parts.pop() if inquiry.trust is not None else None
-    return Evidence(row, None if inquiry.num_labels else judged, judged if inquiry.num_labels else None)
+    return Evidence(row, parts.pop() if inquiry.trust is not None else None)
 
 
 def judge_members(
     clients: Sequence[int],
-    evidence_of_client: Mapping[int, Evidence],
+    evidence: Sequence[Evidence],
     states: Mapping[int, TrustState],
     round_index: int,
     inquiry: Inquiry,
@@ -107,8 +108,8 @@ def judge_members(
     """Judge the clients that an edge gathers, by what they answered.
 
     Args:
-        clients: in order.
-        evidence_of_client: theirs.
+        clients: in order; one whose work of two rounds is gathered at once stands there twice.
+        evidence: theirs.
         states: their standings so far; who is missing starts afresh.
         round_index: the global round.
         inquiry: has the ``trust`` section.
@@ -116,10 +117,20 @@ def judge_members(
     assert inquiry.trust is not None
     before = [states.get(client, TrustState()) for client in clients]
     scores_N = np.array([0.0 if state.is_excluded(round_index) else state.score for state in before])
-    answers = [evidence_of_client[client].answers_QK for client in clients]
-    if inquiry.num_labels:
-        agreement_N = agreement_of_answers(np.stack([own for own in answers if own is not None]), scores_N)
-    else:
-        own_states = [evidence_of_client[client].states_QD for client in clients]
-        agreement_N = agreement_of_states(np.stack([own for own in own_states if own is not None]), scores_N)
+    agreement_N = _agreement(evidence, scores_N, inquiry)
     return judge(agreement_N, clients, before, round_index, inquiry.trust)
+
+
+def _agreement(evidence: Sequence[Evidence], scores_N: Floats, inquiry: Inquiry) -> Floats:
+    after_NQK = np.stack([own.answers_QK for own in evidence if own.answers_QK is not None])
+    before = [own.before_QK for own in evidence if own.before_QK is not None]
+    if before:
+        return agreement_of_changes(_features(np.stack(before), inquiry), _features(after_NQK, inquiry), scores_N)
+    return (agreement_of_answers if inquiry.num_labels else agreement_of_states)(after_NQK, scores_N)
+
+
+def _features(models_NQK: npt.NDArray[np.float32], inquiry: Inquiry) -> Floats:
+    """Return what of each model is compared [N, F]: how it tells probes apart, or its states without classes."""
+    if inquiry.num_labels:
+        return features_of_answers(models_NQK)
+    return models_NQK.reshape(len(models_NQK), -1).astype(np.float64)

@@ -44,6 +44,11 @@ class ProbeAnswers:
     states_QD: npt.NDArray[np.float32]
     answers_QK: npt.NDArray[np.float32] | None
 
+    @property
+    def comparable(self) -> npt.NDArray[np.float32]:
+        """What models of one task are compared by: answers, or states where there are none."""
+        return self.states_QD if self.answers_QK is None else self.answers_QK
+
 
 @torch.no_grad()
 def answer_probes(

@@ -13,12 +13,24 @@ from typing import Any
 import networkx as nx
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from elsa_ray.clustering.assignment import PARKED, assign, step_round_trip_seconds
+from elsa_ray.clustering.assignment import (
+    PARKED,
+    assign,
+    default_capacity,
+    edge_costs,
+    edges_of_clusters,
+    step_round_trip_seconds,
+)
 from elsa_ray.codecs.wire import HEADER_BYTES
+from elsa_ray.config.clustering import ClusteringConfig
 from elsa_ray.config.errors import InputError
+from elsa_ray.config.topology import HierarchicalTopology
 from elsa_ray.network import Network, build_network
-from elsa_ray.network.routes import Router
+from elsa_ray.network.generate import hierarchical
+from elsa_ray.network.routes import Route, Router
 from elsa_ray.prepare import Prepared, prepare
 
 from ..helpers import run_config, write_texts
@@ -163,6 +175,104 @@ def test_a_round_trip_by_hand() -> None:
     )
     assert seconds_NK[0, 0] == pytest.approx(4 * 0.011 + 1.0 + 2.0, rel=1e-12)
     assert seconds_NK[1, 0] == pytest.approx(4 * 0.021, rel=1e-12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10**6), directed=st.booleans())
+def test_round_trips_are_right_for_clients_of_any_links(seed: int, directed: bool) -> None:
+    """Clients with no link, one, or several; to routers, edges, or other clients; there and back by different ways."""
+    generator = np.random.default_rng(seed)
+    graph = nx.DiGraph() if directed else nx.Graph()
+    kinds = {"client": 5, "edge": 2, "router": 3, "cloud": 1}
+    names = [f"{kind}{number}" for kind, count in kinds.items() for number in range(count)]
+    for name in names:
+        graph.add_node(name, kind=name[:-1])
+    num_links = 10 + 10 * directed
+    for _ in range(num_links):
+        first, second = generator.choice(len(names), 2, replace=False).tolist()
+        figures = {
+            "bandwidth_bytes_per_second": generator.uniform(1e4, 1e6),
+            "latency_seconds": generator.uniform(0.001, 0.1),
+        }
+        if not directed:
+            figures |= {
+                "source_node": names[first],
+                "reverse_bandwidth_bytes_per_second": generator.uniform(1e4, 1e6),
+            }
+        graph.add_edge(names[first], names[second], **figures)
+    network = build_network(graph, "at random", roles_required=True)
+    up_bytes_N, down_bytes_N = generator.uniform(0, 1e5, 5), generator.uniform(0, 1e5, 5)
+    found_NK = step_round_trip_seconds(
+        network,
+        Router(network),
+        up_bytes_N=up_bytes_N,
+        down_bytes_N=down_bytes_N,
+        compute_seconds_NK=np.zeros((5, 2)),
+    )
+    np.testing.assert_allclose(found_NK, slow_round_trips(network, up_bytes_N, down_bytes_N), rtol=1e-12)
+
+
+def test_ways_are_looked_up_between_gateways_not_between_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a generated network of 200 clients and 4 edges there are 4 gateways: 16 routes each way, not 800."""
+    config = HierarchicalTopology(clients=200, edges=4)
+    network = hierarchical(config, 0)
+    router, looked_up = Router(network), []
+    routes = router.routes
+
+    def counted(sources: list[int], targets: list[int]) -> list[Route | None]:
+        looked_up.extend(sources)
+        return routes(sources, targets)
+
+    monkeypatch.setattr(router, "routes", counted)
+    zeros_N = np.zeros(200)
+    step_round_trip_seconds(
+        network, router, up_bytes_N=zeros_N, down_bytes_N=zeros_N, compute_seconds_NK=np.zeros((200, 4))
+    )
+    assert len(looked_up) == 2 * 16
+
+
+def test_the_cost_by_hand() -> None:
+    """Divergences have the median 2, the longest latency is 4 seconds, client 1 is trusted by half."""
+    inf, nan = np.inf, np.nan
+    divergence_NK = np.array([[0.0, 2.0, 1.0], [3.0, 2.0, 8.0], [nan, nan, nan]])
+    latency_NK = np.array([[1.0, 2.0, inf], [4.0, 2.0, 1.0], [1.0, 1.0, 3.0]])
+    cost_NK = edge_costs(divergence_NK, latency_NK, np.array([1.0, 0.5, 1.0]), ClusteringConfig())
+    expected_NK = [
+        [0.6 * 0 + 0.3 * 0.25, 0.6 * 1 + 0.3 * 0.5, inf],
+        [0.6 * 1.5 + 0.3 * 1 + 0.05, 0.6 * 1 + 0.3 * 0.5 + 0.05, 0.6 * 4 + 0.3 * 0.25 + 0.05],
+        [0.3 * 0.25, 0.3 * 0.25, 0.3 * 0.75],
+    ]
+    np.testing.assert_allclose(cost_NK, expected_NK, rtol=1e-12)
+
+
+def test_an_edge_without_a_medoid_is_as_near_as_the_median() -> None:
+    divergence_NK = np.array([[0.0, 2.0, np.nan], [4.0, 0.0, np.nan]])
+    config = ClusteringConfig(behaviour_weight=1.0, latency_weight=0.0)
+    cost_NK = edge_costs(divergence_NK, np.ones((2, 3)), np.ones(2), config)
+    assert cost_NK.tolist() == [[0.0, 2 / 3, 1.0], [4 / 3, 0.0, 1.0]]
+
+
+def test_an_edge_beyond_the_longest_latency_is_no_edge() -> None:
+    latency_NK = np.array([[1.0, 5.0], [2.0, 2.5], [7.0, np.inf]])
+    config = ClusteringConfig(max_latency_seconds=2.5)
+    cost_NK = edge_costs(np.full((3, 2), np.nan), latency_NK, np.ones(3), config)
+    assert np.isinf(cost_NK).tolist() == [[False, True], [False, False], [True, True]]
+    assert cost_NK[1, 1] == pytest.approx(0.3), "the longest admitted latency is the unit"
+    assert assign(cost_NK, 2)[2] == PARKED
+
+
+def test_clusters_get_the_edges_that_are_nearest_to_their_members() -> None:
+    """Cluster 0 is near to edge 2, cluster 1 too but less so; cluster 2 has no members."""
+    latency_NK = np.array([[9.0, 9, 1], [9, 9, 2], [9, 8, 3], [np.inf, 8, 4], [5, 5, 5]])
+    assert edges_of_clusters(np.array([0, 0, 1, 1, -1]), latency_NK).tolist() == [2, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("clients", "edges", "places"), [(60, 6, 12), (10_000, 100, 120), (1, 1, 2), (5, 4, 2), (7, 3, 3)]
+)
+def test_without_a_configured_capacity_a_fifth_of_the_places_is_spare(clients: int, edges: int, places: int) -> None:
+    assert default_capacity(clients, edges) == places
+    assert places * edges >= clients
 
 
 @pytest.fixture(scope="module")

@@ -62,6 +62,11 @@ def test_it_is_zero_of_itself_symmetric_and_positive(seed: int, num_clients: int
     assert (divergence_NN[~np.eye(num_clients, dtype=bool)] > 0).all()
 
 
+def test_it_is_symmetric_to_the_last_bit_where_the_products_are_not() -> None:
+    divergence_NN = symmetric_kl(*random_gaussians(700, 17))
+    assert (divergence_NN == divergence_NN.T).all()
+
+
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10**6))
 def test_the_order_of_clients_and_a_common_rotation_do_not_matter(seed: int) -> None:

@@ -117,6 +117,19 @@ def test_of_equal_clients_the_handicapped_one_gives_way_else_the_later_one(solve
     assert solve(np.array([[0.0, 1.1], [0.0, 1.0]]), 1, np.array([0.05, 0.0])).tolist() == [0, 1], "never at a cost"
 
 
+def test_few_would_rather_be_at_an_edge_with_free_places() -> None:
+    """Exchanges leave some who could then move alone; they are moved (half of the instances have such, if not)."""
+    left_over = []
+    for seed in range(60):
+        generator = np.random.default_rng(seed)
+        cost_NK = generator.random((120, 8)) + 2 * generator.random(8)
+        edge_N = near_least_cost(cost_NK, 18)
+        has_free_K = np.bincount(edge_N, minlength=8) < 18
+        own_N1 = cost_NK[np.arange(120), edge_N][:, None]
+        left_over.append(((cost_NK < own_N1) & has_free_K).any())
+    assert np.mean(left_over) < 0.35
+
+
 @pytest.mark.parametrize("tight", [False, True])
 def test_at_600_clients_and_12_edges_of_unequal_appeal_both_stay_near_scipy(tight: bool) -> None:
     generator = np.random.default_rng(0)
