@@ -25,6 +25,8 @@ class EvaluationConfig(Section):
 
     every: Annotated[int, Field(gt=0)] = 1
     """Global rounds between evaluations; the last round is always evaluated."""
+    over_cuts: bool = False
+    """Test the model as clients would use it through an edge too, with the activations' codecs at its cuts."""
 
 
 class ExperimentConfig(Section):

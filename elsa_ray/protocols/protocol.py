@@ -62,6 +62,7 @@ class RoundResults:
         failed: work whose adapters are not finite; it had no weight.
         encoded_bytes: lengths of the payloads that were really encoded, by role.
         score: the global model on the test set, when this round was evaluated.
+        score_over_cuts: the same with codecs at its cuts, where that is asked for.
         memories: of all clients that have any.
         trust: new standings of the clients that were judged.
         decisions: what changed in the standings, and why.
@@ -75,6 +76,7 @@ class RoundResults:
     failed: tuple[WorkKey, ...] = ()
     encoded_bytes: Mapping[str, int] = field(default_factory=dict)
     score: Score | None = None
+    score_over_cuts: Score | None = None
     memories: MemoriesOfClients = field(default_factory=dict)
     trust: Mapping[int, TrustState] = field(default_factory=dict)
     decisions: tuple[TrustEvent, ...] = ()
@@ -92,6 +94,7 @@ class RoundReport:
         participated, dropped, late, failed: clients, by what became of their work.
         train_loss: mean over the work that arrived.
         score: of the new global model.
+        score_over_cuts: the same with codecs at its cuts.
         excluded: clients whose work does not count in the next round.
         decisions: what changed in the clients' standings in this round, and why.
         moved: clients that were given another edge at the round's end, and its node (-1: parked).
@@ -111,6 +114,7 @@ class RoundReport:
     decisions: tuple[TrustEvent, ...] = ()
     moved: tuple[tuple[int, int], ...] = ()
     cohort_sizes: tuple[int, ...] = ()
+    score_over_cuts: Score | None = None
 
 
 class Protocol(ABC):
@@ -178,6 +182,7 @@ class Protocol(ABC):
             failed=_clients(results.failed),
             train_loss=float(np.mean(losses)) if losses else None,
             score=results.score,
+            score_over_cuts=results.score_over_cuts,
             decisions=results.decisions,
             cohort_sizes=results.cohort_sizes,
         )

@@ -39,6 +39,8 @@ def round_line(round_: Round, setting: Setting, arrived: ArrivedWork) -> dict[st
         "loss": score.loss if score else None,
         "macro_f1": score.macro_f1 if score else None,
         "perplexity": score.perplexity if score else None,
+        "accuracy_over_cuts": report.score_over_cuts.accuracy if report.score_over_cuts else None,
+        "loss_over_cuts": report.score_over_cuts.loss if report.score_over_cuts else None,
         "train_loss": report.train_loss,
         "work_arrived": len(arrived.keys),
         "work_dropped": len(timeline.dropped),

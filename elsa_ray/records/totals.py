@@ -9,7 +9,7 @@ from typing import Any
 from elsa_ray.records.work_time import TIME_KINDS
 
 CLIENT_SETS = ("participated", "dropped", "failed", "parked", "excluded")
-LAST_FIGURES = ("accuracy", "loss", "macro_f1", "perplexity")
+LAST_FIGURES = ("accuracy", "loss", "macro_f1", "perplexity", "accuracy_over_cuts", "loss_over_cuts")
 
 
 class Totals:
@@ -97,6 +97,8 @@ class Totals:
                 "best_accuracy_round": self.best_accuracy_round,
                 "macro_f1": self.last["macro_f1"],
                 "perplexity": self.last["perplexity"],
+                "accuracy_over_cuts": self.last["accuracy_over_cuts"],
+                "loss_over_cuts": self.last["loss_over_cuts"],
                 "train_loss": self.train_loss,
                 "evaluated_round": self.evaluated_round,
             },

@@ -14,6 +14,7 @@ from ray.exceptions import RayError, RayTaskError
 from elsa_ray.model.adapters import AdapterLayout, Adapters
 from elsa_ray.model.families import family_of
 from elsa_ray.model.shape import ModelShape
+from elsa_ray.model.split import Split
 from elsa_ray.model.tripartite import TripartiteModel
 from elsa_ray.runtime.failure import WaitTimeoutError, WorkerError, naming
 from elsa_ray.runtime.host import Cloud, EdgeServer, ModelHost
@@ -103,9 +104,9 @@ class PoolActor(_Actor):
 
         return await self._pool.train(cohort, adapter_down, memories, ask_edge)
 
-    async def score(self, adapters: Adapters, piece: int) -> Score:
+    async def score(self, adapters: Adapters, piece: int, split: Split | None) -> Score:
         """Score a piece of the test set."""
-        return self._pool.score(adapters, piece)
+        return self._pool.score(adapters, piece, split)
 
 
 async def answer_of(reference: Any, timeout_seconds: float, what: str) -> Any:

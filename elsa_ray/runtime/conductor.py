@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from elsa_ray.model.adapters import Adapters
+from elsa_ray.model.split import Split
 from elsa_ray.protocols.protocol import ProtocolState, RoundResults
 from elsa_ray.runtime.host import HostReport
 from elsa_ray.runtime.jobs import CLOUD, HostJob, RoundJob, StageJob
@@ -42,8 +43,8 @@ class Workers(ABC):
         """Let a pool train a cohort against its host; see ClientPool.train."""
 
     @abstractmethod
-    async def score(self, pool: int, adapters: Any, piece: int) -> Score:
-        """Let a pool score a piece of the test set."""
+    async def score(self, pool: int, adapters: Any, piece: int, split: Split | None) -> Score:
+        """Let a pool score a piece of the test set; see ClientPool.score."""
 
     def share(self, adapters: Adapters) -> Any:
         """Return a handle to adapters that are given to many calls."""
@@ -56,6 +57,40 @@ class _RoundBooks:
     meter: ByteMeter
     memories: dict[int, Memories]
     cohort_sizes: dict[str, int]
+    turns: _Turns
+
+
+class _Turns:
+    """Lets a client's work items be trained in their order: what it remembers passes from each to the next.
+
+    A client has two in one round where the first had arrived after its gather. That one lies at its edge when the round
+    begins, so it is of a first stage, and no wait for it is in vain.
+
+    Args:
+        cohorts: of all hosts.
+    """
+
+    def __init__(self, cohorts: Iterable[Cohort]) -> None:
+        self._trained: dict[WorkKey, asyncio.Event] = {}
+        self._before: dict[WorkKey, WorkKey] = {}
+        last: dict[int, WorkKey] = {}
+        for key in sorted(member.key for cohort in cohorts for member in cohort.members):
+            if key.client in last:
+                self._before[key] = last[key.client]
+                self._trained[last[key.client]] = asyncio.Event()
+            last[key.client] = key
+
+    async def wait(self, cohort: Cohort) -> None:
+        """Wait until all earlier work of the members is trained."""
+        for member in cohort.members:
+            if member.key in self._before:
+                await self._trained[self._before[member.key]].wait()
+
+    def end(self, cohort: Cohort) -> None:
+        """Let later work of the members begin."""
+        for member in cohort.members:
+            if member.key in self._trained:
+                self._trained[member.key].set()
 
 
 class Conductor:
@@ -89,7 +124,8 @@ class Conductor:
         free_pools: asyncio.Queue[int] = asyncio.Queue()
         for place in range(self._workers.num_pools * self._workers.in_flight):
             free_pools.put_nowait(place % self._workers.num_pools)
-        books = _RoundBooks({}, ByteMeter(), dict(state.memories), {})
+        turns = _Turns(cohort for host in job.hosts for stage in host.stages for cohort in stage.cohorts)
+        books = _RoundBooks({}, ByteMeter(), dict(state.memories), {}, turns)
         names = list(dict.fromkeys([CLOUD, *(host.host for host in job.hosts)]))
         for name in names:
             own = {version: model for version, model in state.versions.items() if host_of_version[version] == name}
@@ -109,8 +145,12 @@ class Conductor:
         model: Adapters = await self._workers.call_host(CLOUD, "global_model")
         kept = {host.host: host.kept_versions for host in job.hosts}
         reports = [await self._workers.call_host(name, "report", kept.get(name, ())) for name in names]
-        score = await self._evaluate(model, free_pools) if evaluate else None
-        return _results(model, reports, books, score)
+        results = _results(model, reports, books)
+        if not evaluate:
+            return results
+        score = await self._evaluate(model, free_pools, None)
+        over_cuts = None if job.tested_split is None else await self._evaluate(model, free_pools, job.tested_split)
+        return replace(results, score=score, score_over_cuts=over_cuts)
 
     async def _run_edge_group(
         self, host: HostJob, job: RoundJob, books: _RoundBooks, free_pools: asyncio.Queue[int]
@@ -142,6 +182,7 @@ class Conductor:
                 await self._workers.call_host(host.host, "gather", round_index, gather)
 
     async def _run_cohort(self, cohort: Cohort, host: str, books: _RoundBooks, free_pools: asyncio.Queue[int]) -> None:
+        await books.turns.wait(cohort)
         pool = await free_pools.get()
         try:
             clients = [member.key.client for member in cohort.members]
@@ -157,17 +198,18 @@ class Conductor:
             free_pools.put_nowait(pool)
         for client, at_client, own_edge in zip(clients, trained.memories, at_edge, strict=True):
             books.memories[client] = Memories(at_client, own_edge)
+        books.turns.end(cohort)
         books.cohort_sizes[cohort.name] = len(cohort.members)
         books.losses.update(trained.losses)
         books.meter.merge(trained.meter)
 
-    async def _evaluate(self, model: Adapters, free_pools: asyncio.Queue[int]) -> Score:
+    async def _evaluate(self, model: Adapters, free_pools: asyncio.Queue[int], split: Split | None) -> Score:
         shared = self._workers.share(model)
 
         async def score(piece: int) -> Score:
             pool = await free_pools.get()
             try:
-                return await self._workers.score(pool, shared, piece)
+                return await self._workers.score(pool, shared, piece, split)
             finally:
                 free_pools.put_nowait(pool)
 
@@ -190,10 +232,10 @@ async def _all(coroutines: Any) -> list[Any]:
         raise
 
 
-def _results(model: Adapters, reports: list[HostReport], books: _RoundBooks, score: Score | None) -> RoundResults:
+def _results(model: Adapters, reports: list[HostReport], books: _RoundBooks) -> RoundResults:
     encoded: Counter[str] = Counter(books.meter.num_bytes)
     cloud = reports[0]
-    results = RoundResults(model, losses=books.losses, score=score)
+    results = RoundResults(model, losses=books.losses)
     for report in reports:
         encoded.update(report.meter.num_bytes)
         results = replace(

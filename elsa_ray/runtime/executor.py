@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from elsa_ray.model.adapters import Adapters
+from elsa_ray.model.split import Split
 from elsa_ray.model.tripartite import TripartiteModel
 from elsa_ray.protocols.protocol import ProtocolState, RoundResults
 from elsa_ray.protocols.setting import Setting
@@ -139,5 +140,5 @@ class _InlineWorkers(Workers):
 
         return await self._pool.train(cohort, adapter_down, memories, ask_edge)
 
-    async def score(self, pool: int, adapters: Adapters, piece: int) -> Score:
-        return self._pool.score(adapters, piece)
+    async def score(self, pool: int, adapters: Adapters, piece: int, split: Split | None) -> Score:
+        return self._pool.score(adapters, piece, split)

@@ -25,7 +25,7 @@ from elsa_ray.protocols.local_work import (
 )
 from elsa_ray.protocols.setting import Setting
 from elsa_ray.training.cohort import STEP_ROLES, Cohort, Member, VersionKey
-from elsa_ray.world.plan import Activities, ActivityKind, Plan, WorkItems, WorkKey
+from elsa_ray.world.plan import ActivityKind, Plan, WorkItems, WorkKey
 from elsa_ray.world.roles import Role
 from elsa_ray.world.timeline import Outcome, Timeline
 
@@ -51,11 +51,11 @@ class StageJob:
 
 @dataclass(frozen=True)
 class TableJob:
-    """What an edge tells the cloud of its members at the end of the round.
+    """What an edge tells the cloud of its clients at the end of the round.
 
     Attributes:
         node: the edge.
-        clients: planned members, in order.
+        clients: those with work there, planned in this round or late from an earlier one, in order.
         fingerprint_bytes, trust_bytes: sizes of the two tables; 0 for one that is not sent.
     """
 
@@ -67,7 +67,7 @@ class TableJob:
 
 @dataclass(frozen=True)
 class NoticeJob:
-    """What the cloud tells a node at the start of the round: an edge its members' standings, or a client its new edge.
+    """What the cloud tells a node at the start of the round: an edge its clients' standings, or a client its new edge.
 
     Attributes:
         node: whom.
@@ -134,6 +134,7 @@ class RoundJob:
         frozen: weights that went to nodes that lacked them.
         probes: the probe set, on its way to nodes that lack it.
         notices: what the cloud tells edges and clients.
+        tested_split: the cut at which the new model is tested with its codecs as well; None for not at all.
     """
 
     round_index: int
@@ -142,6 +143,7 @@ class RoundJob:
     frozen: tuple[FrozenJob, ...]
     probes: tuple[ProbeJob, ...] = ()
     notices: tuple[NoticeJob, ...] = ()
+    tested_split: Split | None = None
 
 
 def host_of_node(setting: Setting, node: int) -> str:
@@ -176,7 +178,7 @@ def round_job(setting: Setting, plan: Plan, timeline: Timeline) -> RoundJob:
         ordinals = sorted({gather.edge_round for gather in own})
         stages = tuple(_stage(setting, host, [g for g in own if g.edge_round == e], members) for e in ordinals)
         nodes = tuple(dict.fromkeys(gather.node for gather in own if gather.node != setting.cloud))
-        tables = tuple(table for table in _tables(setting, plan) if table.node in nodes)
+        tables = tuple(table for table in _tables(setting, plan, timeline) if table.node in nodes)
         hosts.append(HostJob(host, nodes, stages, tuple(sorted(kept_versions.get(host, ()))), tables))
     trunk_bytes, _ = adapter_bytes(setting, setting.layout.tensors)
     return RoundJob(
@@ -186,50 +188,54 @@ def round_job(setting: Setting, plan: Plan, timeline: Timeline) -> RoundJob:
         _frozen_jobs(setting, timeline),
         _probe_jobs(timeline),
         _notices(setting, timeline),
+        _tested_split(setting, plan),
     )
 
 
-def _tables(setting: Setting, plan: Plan) -> list[TableJob]:
+def _tested_split(setting: Setting, plan: Plan) -> Split | None:
+    """Return the most frequent split of a round, of equal ones the first; None where models are tested whole only."""
+    work = plan.work
+    counts = Counter(zip(work.front.tolist(), work.middle.tolist(), work.back.tolist(), strict=True))
+    splits = [Split(*numbers) for numbers, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
+    cut_ones = [split for split in splits if split.is_cut]
+    return cut_ones[0] if setting.config.evaluation.over_cuts and cut_ones else None
+
+
+def _tables(setting: Setting, plan: Plan, timeline: Timeline) -> list[TableJob]:
     """Return what edges tell the cloud: messages of no work item."""
+    activities = plan.activities
+    is_table = (activities.kind == ActivityKind.TRANSFER) & (activities.target == setting.cloud)
+    is_table &= np.isin(activities.label, (Role.FINGERPRINT, Role.CONTROL)) & (activities.work < 0)
     sizes: dict[int, Counter[int]] = {}
-    for row in _messages(plan.activities, Role.FINGERPRINT, Role.CONTROL):
-        if plan.activities.target[row] == setting.cloud:
-            own = sizes.setdefault(int(plan.activities.source[row]), Counter())
-            own[int(plan.activities.label[row])] += int(plan.activities.num_bytes[row])
+    for row in np.flatnonzero(is_table).tolist():
+        own = sizes.setdefault(int(activities.source[row]), Counter())
+        own[int(activities.label[row])] += int(activities.num_bytes[row])
     return [
-        TableJob(node, _members_of(plan.work, node), own[Role.FINGERPRINT], own[Role.CONTROL])
+        TableJob(node, _clients_of(timeline.work, node), own[Role.FINGERPRINT], own[Role.CONTROL])
         for node, own in sorted(sizes.items())
     ]
 
 
 def _notices(setting: Setting, timeline: Timeline) -> tuple[NoticeJob, ...]:
-    """Return what the cloud has told edges and clients in this timeline."""
-    activities, notices = timeline.activities, []
-    is_done = timeline.outcome == Outcome.DONE
-    for row in _messages(activities, Role.CONTROL):
-        if activities.source[row] != setting.cloud or not is_done[row]:
-            continue
-        node, client, num_bytes = (
-            int(column[row]) for column in (activities.target, activities.client, activities.num_bytes)
+    """Return what the cloud has told edges and clients in this timeline; a client's notice is of its work item."""
+    activities, work, notices = timeline.activities, timeline.work, []
+    is_notice = (activities.kind == ActivityKind.TRANSFER) & (activities.label == Role.CONTROL)
+    is_notice &= (activities.source == setting.cloud) & (timeline.outcome == Outcome.DONE)
+    for row in np.flatnonzero(is_notice).tolist():
+        node, item, num_bytes = (
+            int(column[row]) for column in (activities.target, activities.work, activities.num_bytes)
         )
-        if client < 0:
-            notices.append(NoticeJob(node, _members_of(timeline.work, node), None, num_bytes))
+        if item < 0:
+            notices.append(NoticeJob(node, _clients_of(work, node), None, num_bytes))
         else:
-            edge = int(timeline.work.edge[timeline.work.client == client][-1])
-            notices.append(NoticeJob(node, (client,), edge, num_bytes))
+            notices.append(NoticeJob(node, (int(work.client[item]),), int(work.edge[item]), num_bytes))
     return tuple(notices)
 
 
-def _messages(activities: Activities, *roles: Role) -> list[int]:
-    """Return the rows of the transfers of some roles that belong to no work item."""
-    is_message = (activities.kind == ActivityKind.TRANSFER) & np.isin(activities.label, roles) & (activities.work < 0)
-    rows: list[int] = np.flatnonzero(is_message).tolist()
-    return rows
-
-
-def _members_of(work: WorkItems, node: int) -> tuple[int, ...]:
-    members: list[int] = np.unique(work.client[work.edge == node]).tolist()
-    return tuple(members)
+def _clients_of(work: WorkItems, node: int) -> tuple[int, ...]:
+    """Return the clients with work at an edge, in order."""
+    clients: list[int] = np.unique(work.client[work.edge == node]).tolist()
+    return tuple(clients)
 
 
 def _probe_jobs(timeline: Timeline) -> tuple[ProbeJob, ...]:

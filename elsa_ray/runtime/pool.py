@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from elsa_ray.config.protocol import ProtocolConfig
 from elsa_ray.model.adapters import Adapters
-from elsa_ray.model.split import Part
+from elsa_ray.model.split import Part, Split
 from elsa_ray.model.tripartite import TripartiteModel
 from elsa_ray.runtime.failure import naming
 from elsa_ray.tasks.task import Task
 from elsa_ray.training.batches import examples_of_steps
 from elsa_ray.training.client import ClientResult, EdgeRequest, train_clients
 from elsa_ray.training.cohort import ByteMeter, Cohort, Member
+from elsa_ray.training.cuts import logits_over_cuts
 from elsa_ray.training.evaluation import Score, evaluation_pieces, score_piece
 from elsa_ray.training.evidence import encode_report, evidence_of, report_num_bytes, told_evidence
 from elsa_ray.training.memory import ClientMemory, CutMemory
@@ -118,10 +121,17 @@ class ClientPool:
         meter.charge(Role.FINGERPRINT, payload, planned, exact=True, who=str(member.key))
         return payload
 
-    def score(self, adapters: Adapters, piece: int) -> Score:
-        """Score a global model on one piece of the test set."""
-        task = self._task
-        return score_piece(self._model, adapters, task.test, self._pieces[piece], self._recipe.pad_id, task.num_labels)
+    def score(self, adapters: Adapters, piece: int, split: Split | None = None) -> Score:
+        """Score a global model on one piece of the test set: as a whole, or cut, with codecs at its cuts."""
+        task, recipe, model = self._task, self._recipe, self._model
+
+        def over_cuts(ids_NS: Tensor, mask_NS: Tensor, stacked: Adapters) -> Tensor:
+            assert split is not None
+            return logits_over_cuts(model, stacked, recipe, split, ids_NS, mask_NS, piece)
+
+        logits_of = None if split is None else over_cuts
+        indices = self._pieces[piece]
+        return score_piece(model, adapters, task.test, indices, recipe.pad_id, task.num_labels, logits_of)
 
     @property
     def num_pieces(self) -> int:

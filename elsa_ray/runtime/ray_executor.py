@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from elsa_ray.config.runtime import ActorResources
 from elsa_ray.model.adapters import Adapters
+from elsa_ray.model.split import Split
 from elsa_ray.protocols.setting import Setting
 from elsa_ray.runtime.actors import HOST_KINDS, HostActor, PoolActor, WorkerSettings, answer_of
 from elsa_ray.runtime.cluster import Cluster, join_cluster
@@ -120,8 +121,8 @@ class _RayWorkers(Workers):
         trained: TrainedCohort = await answer_of(reference, patience, f"pool-{pool} to train cohort {cohort.name}")
         return trained
 
-    async def score(self, pool: int, adapters: Any, piece: int) -> Score:
-        reference = self._pools[pool].score.remote(adapters, piece)
+    async def score(self, pool: int, adapters: Any, piece: int, split: Split | None) -> Score:
+        reference = self._pools[pool].score.remote(adapters, piece, split)
         patience = self._timeout_seconds * self.in_flight
         score: Score = await answer_of(reference, patience, f"pool-{pool} to score piece {piece} of the test set")
         return score

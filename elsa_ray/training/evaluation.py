@@ -6,11 +6,13 @@ Shapes: B texts, S tokens, K classes, V vocabulary.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from elsa_ray.model.adapters import Adapters
 from elsa_ray.model.tripartite import TripartiteModel
@@ -19,6 +21,8 @@ from elsa_ray.training.batches import cohort_batch
 from elsa_ray.training.loss import client_losses
 
 PIECE_SIZE = 64
+
+LogitsOf = Callable[[Tensor, Tensor, Adapters], Tensor]
 
 
 @dataclass(frozen=True)
@@ -79,11 +83,16 @@ def score_piece(
     indices_B: npt.NDArray[np.int64],
     pad_id: int,
     num_classes: int,
+    logits_of: LogitsOf | None = None,
 ) -> Score:
-    """Run the whole model on one piece of the test set, without any codec."""
+    """Run the model on one piece of the test set: as a whole, or as ``logits_of`` does (ids, mask, adapters)."""
     batch = cohort_batch(tokens, [indices_B[None]], 0, pad_id)
     cohort_of_one = {name: tensor[None].to(model.device) for name, tensor in adapters.items()}
-    _, logits = model.whole(batch.ids_NS.to(model.device), batch.mask_NS.to(model.device), cohort_of_one)
+    ids_NS, mask_NS = batch.ids_NS.to(model.device), batch.mask_NS.to(model.device)
+    if logits_of is None:
+        _, logits = model.whole(ids_NS, mask_NS, cohort_of_one)
+    else:
+        logits = logits_of(ids_NS, mask_NS, cohort_of_one)
     (mean_loss,) = client_losses(logits, batch).tolist()
     if batch.labels_CB is None:
         count = int((batch.lengths_CB - 1).clamp(min=0).sum())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from elsa_ray.codecs.chain import Memory
 from elsa_ray.model.adapters import Adapters
@@ -26,12 +26,12 @@ class ClientMemory:
 
     Attributes:
         calibration: keys and bases.
-        errors: what its adapter messages have lost so far, tensor by tensor; empty without error feedback.
+        errors: what its adapter messages have lost so far, by tensor; empty without error feedback.
         first_sent: the adapters that it sent first, where its misbehaviour needs them.
     """
 
     calibration: CutMemory = CutMemory()
-    errors: tuple[Memory, ...] = ()
+    errors: Mapping[str, Memory] = field(default_factory=dict)
     first_sent: Adapters | None = None
 
 

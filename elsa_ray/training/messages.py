@@ -175,7 +175,7 @@ class CohortMessenger:
 
     def _remember(self, role: Role, position: int, memory: Memory) -> None:
         if role is Role.ACTIVATION_UP:
-            shared = _made_by_client(self._recipe.chains.activation, memory)
+            shared = made_by_client(self._recipe.chains.activation, memory)
             self.memories[position] = CutMemory(memory, shared)
         else:
             self.memories[position] = replace(self.memories[position], second=memory)
@@ -186,7 +186,7 @@ class CohortMessenger:
         return memory if role in MAKERS else matching_memory(chains.activation, chains.gradient, memory)
 
 
-def _made_by_client(chain: CodecChain, memory: Memory) -> Memory:
+def made_by_client(chain: CodecChain, memory: Memory) -> Memory:
     """Return what of the first cut's calibrations serves the second cut too."""
     return tuple(
         own if stage.calibration is not None and stage.calibration.maker is Maker.CLIENT else ()

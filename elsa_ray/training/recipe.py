@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -113,8 +113,8 @@ class Recipe:
         received: Adapters,
         trained: Adapters,
         context: CodecContext,
-        errors: Sequence[Memory],
-    ) -> tuple[bytes, tuple[Memory, ...]]:
+        errors: Mapping[str, Memory],
+    ) -> tuple[bytes, dict[str, Memory]]:
         """Encode what a client sends after its training; returns the payload, and what it has lost so far.
 
         Args:
@@ -122,15 +122,19 @@ class Recipe:
             received: the model as the client got it.
             trained: the model that it sends.
             context: of the message.
-            errors: what earlier messages have lost, by tensor; empty for nothing.
+            errors: what earlier messages have lost, by tensor; who is missing has lost nothing.
         """
         chain = self.chains.of_upload
         sent = [trained[tensor.name] for tensor in tensors]
         if self.chains.update is not None:
             sent = [values - received[tensor.name] for values, tensor in zip(sent, tensors, strict=True)]
-        payload = encode_adapters(chain, Role.ADAPTER_UP, sent, context, errors)
-        lost = adapter_memories_after(chain, sent, context, errors) if chain.remembers_error else []
-        return payload, tuple(lost)
+        # By name: a split that has changed brings other tensors.
+        held = [errors.get(tensor.name, ()) for tensor in tensors]
+        payload = encode_adapters(chain, Role.ADAPTER_UP, sent, context, held)
+        if not chain.remembers_error:
+            return payload, {}
+        lost = adapter_memories_after(chain, sent, context, held)
+        return payload, {tensor.name: own for tensor, own in zip(tensors, lost, strict=True)}
 
     def unpack_upload(
         self, tensors: Sequence[AdapterTensor], received: Adapters, payload: bytes, context: CodecContext

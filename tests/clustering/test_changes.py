@@ -1,0 +1,91 @@
+"""Agreement of changes: what planted bad updates get among honest, skewed clients (ours; methods.md 1.6 is silent)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from elsa_ray.clustering.changes import agreement_of_changes, features_of_answers
+
+from .groups import softmax
+
+NUM_PROBES, NUM_CLASSES = 32, 5
+
+
+def honest_changes(num_clients: int, generator: np.random.Generator, noise: float = 1.0) -> np.ndarray:
+    """A direction that all share, and as much again of each client's own."""
+    common = generator.normal(size=NUM_PROBES * NUM_CLASSES)
+    return common + noise * generator.normal(size=(num_clients, NUM_PROBES * NUM_CLASSES))
+
+
+def agreement(change_NF: np.ndarray, weights_N: np.ndarray | None = None) -> np.ndarray:
+    weights_N = np.ones(len(change_NF)) if weights_N is None else weights_N
+    return agreement_of_changes(np.zeros_like(change_NF), change_NF, weights_N)
+
+
+def test_of_two_each_is_compared_with_the_other() -> None:
+    first, second = np.array([1.0, 0.0]), np.array([1.0, 1.0])
+    np.testing.assert_allclose(agreement(np.stack([first, second])), (1 + np.sqrt(0.5)) / 2)
+    np.testing.assert_allclose(agreement(np.stack([first, -first])), 0.0, atol=1e-12)
+
+
+@pytest.mark.parametrize("bad_share", [0.1, 0.3, 0.4])
+@pytest.mark.parametrize("seed", range(5))
+def test_wrong_signs_and_noise_agree_less_than_every_honest_client(bad_share: float, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    num_bad = int(20 * bad_share)
+    change_NF = honest_changes(20, generator)
+    flipped_NF, noisy_NF, larger_NF = change_NF.copy(), change_NF.copy(), change_NF.copy()
+    flipped_NF[:num_bad] *= -1
+    noisy_NF[:num_bad] = generator.normal(size=(num_bad, change_NF.shape[1])) * np.sqrt(2)
+    larger_NF[:num_bad] *= 10
+    for attacked_NF in (flipped_NF, noisy_NF, larger_NF):
+        found_N = agreement(attacked_NF)
+        assert found_N[:num_bad].max() < found_N[num_bad:].min()
+
+
+def test_features_leave_out_what_a_skewed_client_shifts_alike() -> None:
+    generator = np.random.default_rng(0)
+    logits_NQC = generator.normal(size=(3, NUM_PROBES, NUM_CLASSES))
+    skewed_NQC = logits_NQC + generator.normal(size=(3, 1, NUM_CLASSES))
+    plain_NF, skewed_NF = (features_of_answers(softmax(logits)) for logits in (logits_NQC, skewed_NQC))
+    np.testing.assert_allclose(skewed_NF, plain_NF, atol=1e-9)
+
+
+def test_a_broken_model_agrees_with_nobody_and_disturbs_nobody() -> None:
+    change_NF = honest_changes(6, np.random.default_rng(1))
+    with_broken_NF = np.concatenate([change_NF, np.full((1, change_NF.shape[1]), np.nan)])
+    found_N = agreement(with_broken_NF)
+    assert found_N[6] == 0
+    np.testing.assert_array_equal(found_N[:6], agreement(change_NF))
+
+
+def test_who_has_not_changed_is_neither_for_nor_against_and_one_alone_agrees() -> None:
+    change_NF = honest_changes(5, np.random.default_rng(2))
+    change_NF[0] = 0
+    assert agreement(change_NF)[0] == 0.5
+    assert agreement(change_NF[1:2]).tolist() == [1.0]
+    assert agreement(np.zeros((3, 4))).tolist() == [1.0, 1.0, 1.0], "nobody has moved: there is nothing to compare with"
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10**6), num_clients=st.integers(1, 9), scale=st.floats(0.01, 100))
+def test_bounds_order_and_scale(seed: int, num_clients: int, scale: float) -> None:
+    generator = np.random.default_rng(seed)
+    change_NF, weights_N = honest_changes(num_clients, generator), generator.uniform(0.1, 1, num_clients)
+    found_N = agreement(change_NF, weights_N)
+    assert ((found_N >= 0) & (found_N <= 1)).all()
+    order = generator.permutation(num_clients)
+    np.testing.assert_allclose(agreement(change_NF[order], weights_N[order]), found_N[order], atol=1e-12)
+    np.testing.assert_allclose(agreement(change_NF * scale, weights_N), found_N, atol=1e-12)
+
+
+def test_a_client_of_weight_zero_is_not_heard() -> None:
+    """Two of four push the other way; without a weight they are compared and move nobody."""
+    common = np.array([1.0, 0.0, 0.0, 0.0])
+    change_NF = np.stack([common, common + [0, 0.1, 0, 0], -common, -common + [0, 0, 0.1, 0]])
+    found_N = agreement(change_NF, np.array([1.0, 1.0, 0.0, 0.0]))
+    assert found_N[:2].min() > 0.99
+    assert found_N[2:].max() < 0.01
