@@ -17,6 +17,17 @@ from elsa_ray.world.roles import Role
 from elsa_ray.world.timeline import Timeline
 
 
+STEP_CONTENT = (
+    Role.ACTIVATION_UP,
+    Role.ACTIVATION_DOWN,
+    Role.GRADIENT_UP,
+    Role.GRADIENT_DOWN,
+    Role.KEY,
+    Role.BASIS,
+)
+"""What crosses the cuts in training steps, with the keys and bases that its codecs need."""
+
+
 def round_line(round_: Round, setting: Setting, arrived: ArrivedWork) -> dict[str, Any]:
     """Return a round in plain values.
 
@@ -26,6 +37,7 @@ def round_line(round_: Round, setting: Setting, arrived: ArrivedWork) -> dict[st
     report, timeline = round_.report, round_.timeline
     score = report.score
     energy = energy_joules(timeline, setting.network, setting.fleet)
+    is_step = (timeline.activities.kind == ActivityKind.TRANSFER) & np.isin(timeline.activities.label, STEP_CONTENT)
     return {
         "round": report.round_index,
         "stop_reason": round_.stop_reason,
@@ -34,6 +46,8 @@ def round_line(round_: Round, setting: Setting, arrived: ArrivedWork) -> dict[st
         "num_bytes": report.num_bytes,
         "bytes_by_role": bytes_by_role(timeline),
         "bytes_uncompressed": int(uncompressed_bytes(timeline).sum()),
+        "step_bytes": int(timeline.carried_bytes[is_step].sum()),
+        "step_bytes_uncompressed": int(uncompressed_bytes(timeline)[is_step].sum()),
         "simulated_energy_joules": energy,
         "accuracy": score.accuracy if score else None,
         "loss": score.loss if score else None,

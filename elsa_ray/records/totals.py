@@ -25,6 +25,7 @@ class Totals:
         self.simulated_seconds = 0.0
         self.bytes_total = 0
         self.bytes_uncompressed = 0
+        self.step_bytes = self.step_bytes_uncompressed = 0
         self.energy_joules = 0.0
         self.work = {name: 0 for name in ("arrived", "dropped", "skipped")}
         self.clients: dict[str, set[int]] = {name: set() for name in CLIENT_SETS}
@@ -49,6 +50,8 @@ class Totals:
         self.simulated_seconds = line["simulated_seconds"]
         self.bytes_total = line["num_bytes"]
         self.bytes_uncompressed += line["bytes_uncompressed"]
+        self.step_bytes += line["step_bytes"]
+        self.step_bytes_uncompressed += line["step_bytes_uncompressed"]
         self.energy_joules += line["simulated_energy_joules"]
         for name in self.work:
             self.work[name] += line[f"work_{name}"]
@@ -110,6 +113,8 @@ class Totals:
             "bytes_uncompressed_bf16_total": uncompressed // 2,
             "compression_ratio_fp32": uncompressed / self.bytes_total if self.bytes_total else None,
             "compression_ratio_bf16": uncompressed / 2 / self.bytes_total if self.bytes_total else None,
+            "step_bytes_total": self.step_bytes,
+            "step_compression_ratio_fp32": self.step_bytes_uncompressed / self.step_bytes if self.step_bytes else None,
             "clients_participated": len(self.clients["participated"]),
             "clients_dropped": len(self.clients["dropped"]),
             "clients_failed": len(self.clients["failed"]),

@@ -1,6 +1,5 @@
 """Probes are public: drawn by seed, balanced over labels, and no client's."""
 
-import json
 from collections import Counter
 from pathlib import Path
 
