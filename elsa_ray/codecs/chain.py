@@ -18,7 +18,8 @@ from torch import Tensor
 
 from elsa_ray.codecs.codec import Codec, CodecContext, Maker, Rows, Tensors
 from elsa_ray.codecs.residual import Residual
-from elsa_ray.codecs.stages import SIMPLE, build_stages, decode_rows, encode_rows, side_layouts, widths_of
+from elsa_ray.codecs.stages import SIMPLE, build_stages, decode_rows, encode_rows, rows_of, side_layouts, widths_of
+from elsa_ray.codecs.subspaces import finite_rows
 from elsa_ray.config.errors import InputError
 from elsa_ray.config.protocol import CodecSpec
 
@@ -75,13 +76,17 @@ class CodecChain:
 
     def body_bytes(self, num_rows: Any, width: int) -> Any:
         """Return the encoded length of ``num_rows`` rows (a number or an array of them) of the given width."""
-        side = sum(dtype.itemsize * count for layout in side_layouts(self.stages, width) for dtype, count in layout)
-        values = widths_of(self.stages, width)[-1] * self.number_format.itemsize
-        return np.asarray(num_rows, np.int64) * (side + values)
+        _, *behind = counts = rows_of(self.stages, np.asarray(num_rows, np.int64))
+        num_bytes = counts[-1] * (widths_of(self.stages, width)[-1] * self.number_format.itemsize)
+        for own_rows, layout in zip(behind, side_layouts(self.stages, width, counts[0]), strict=True):
+            for dtype, count in layout:
+                num_bytes = num_bytes + own_rows * (dtype.itemsize * count)
+        return num_bytes
 
     def encode(self, x_TD: Tensor, context: CodecContext, memory: Memory = ()) -> bytes:
         """Return the body: the last stage's values row by row, then each stage's side numbers."""
-        rows = encode_rows(self.stages, x_TD.detach().to(self._compute_dtype), self._contexts(context, memory))
+        contexts = self._contexts(context, memory, len(x_TD))
+        rows = encode_rows(self.stages, x_TD.detach().to(self._compute_dtype), contexts)
         values = rows.values
         if self.number_format == torch.float16 and values.dtype != torch.float16:
             limit = torch.finfo(torch.float16).max
@@ -93,12 +98,14 @@ class CodecChain:
     ) -> Tensor:
         """Return the rows [T, D] that the receiver sees, in fp32 (fp64 if that is the wire's format)."""
         reader = Reader(body)
-        values = reader.take(self.number_format, num_rows, widths_of(self.stages, width)[-1])
-        layouts = side_layouts(self.stages, width)
-        side = tuple(reader.take(dtype, num_rows, count) for layout in layouts for dtype, count in layout)
+        _, *behind = counts = rows_of(self.stages, num_rows)
+        values = reader.take(self.number_format, counts[-1], widths_of(self.stages, width)[-1])
+        layouts = zip(behind, side_layouts(self.stages, width, num_rows), strict=True)
+        side = tuple(reader.take(dtype, own_rows, count) for own_rows, layout in layouts for dtype, count in layout)
         if not self.stages or self.stages[-1].number_format is None:
             values = values.to(self._compute_dtype)
-        received_TD = decode_rows(self.stages, Rows(values, side), width, self._contexts(context, memory))
+        contexts = self._contexts(context, memory, num_rows)
+        received_TD = decode_rows(self.stages, Rows(values, side), width, contexts)
         return received_TD.to(self._compute_dtype)
 
     def backward(self, x_TD: Tensor, gradient_TD: Tensor, context: CodecContext, memory: Memory = ()) -> Tensor:
@@ -112,15 +119,15 @@ class CodecChain:
             return gradient_TD
         with torch.enable_grad():
             x = x_TD.detach().to(self._compute_dtype).requires_grad_()
-            through = self._differentiable(x, 0, self._contexts(context, memory))
+            through = self._differentiable(x, 0, self._contexts(context, memory, len(x)))
             (gradient,) = torch.autograd.grad(through, x, gradient_TD.to(x.dtype))
         return gradient
 
     def calibrate(self, x_TD: Tensor, context: CodecContext, held: Memory, makers: frozenset[Maker]) -> Memory:
         """Return what this end holds once the calibrations of some makers are made of some rows.
 
-        Each stage sees the rows as the stages in front of it encode them. Its calibration is rounded as it will travel,
-        so that both ends hold the same numbers.
+        Each stage sees the rows as the stages in front of it encode them, without those that are not finite. Its
+        calibration is rounded as it will travel, so that both ends hold the same numbers.
 
         Args:
             x_TD: the rows.
@@ -129,14 +136,15 @@ class CodecChain:
             makers: whose calibrations are made.
         """
         memory = list(self.memory_of_all(held))
-        values = x_TD.detach().to(self._compute_dtype)
+        # Failed rows are left out first: else they would take the place of others in a stage that sends few rows.
+        values = finite_rows(x_TD.detach().to(self._compute_dtype)).to(self._compute_dtype)
         for position in range(max(self.calibrated, default=-1) + 1):
-            stage = self.stages[position]
+            stage, here = self.stages[position], replace(context, memory=(), num_rows=len(values))
             if stage.calibration is not None and stage.calibration.maker in makers:
                 layout = stage.calibration_layout(values.shape[1])
-                made = stage.calibrate(values, replace(context, memory=()))
+                made = stage.calibrate(values, here)
                 memory[position] = tuple(t.to("cpu", dtype) for t, (dtype, _) in zip(made, layout, strict=True))
-            values = stage.encode(values, replace(context, memory=memory[position])).values
+            values = stage.encode(values, replace(here, memory=memory[position])).values
         return tuple(memory)
 
     @property
@@ -151,16 +159,17 @@ class CodecChain:
             return ()
         num_rows, width = x_TD.shape
         received_TD = self.decode(self.encode(x_TD, context, memory), num_rows, width, context)
-        (own,) = self._contexts(context, memory)
+        (own,) = self._contexts(context, memory, num_rows)
         return ((residual.error_after(x_TD.detach().to(received_TD), received_TD, own),),)
 
     def memory_of_all(self, held: Memory) -> Memory:
         """Return ``held`` with an entry for each stage, if it stands for nothing at all."""
         return held if held else ((),) * len(self.stages)
 
-    def _contexts(self, context: CodecContext, memory: Memory) -> list[CodecContext]:
-        in_order = zip(self.stages, self.memory_of_all(memory), strict=True)
-        return [replace(context, memory=own) for _, own in in_order]
+    def _contexts(self, context: CodecContext, memory: Memory, num_rows: int) -> list[CodecContext]:
+        *in_front, _ = rows_of(self.stages, num_rows)
+        in_order = zip(in_front, self.memory_of_all(memory), strict=True)
+        return [replace(context, memory=own, num_rows=own_rows) for own_rows, own in in_order]
 
     def _differentiable(self, x_TD: Tensor, position: int, contexts: Sequence[CodecContext]) -> Tensor:
         """Encode and decode by the stages from ``position`` on, as autograd shall see it."""
@@ -168,9 +177,10 @@ class CodecChain:
             return x_TD
         stage, context = self.stages[position], contexts[position]
         if stage.straight_through:
-            # To autograd it is the identity; where it changes the width, so is everything behind it.
-            same_width = stage.width_out(x_TD.shape[1]) == x_TD.shape[1]
-            return self._differentiable(x_TD, position + 1, contexts) if same_width else x_TD
+            # To autograd it is the identity; where it changes the shape, so is everything behind it.
+            num_rows, width = x_TD.shape
+            same_shape = (stage.rows_out(num_rows), stage.width_out(width)) == (num_rows, width)
+            return self._differentiable(x_TD, position + 1, contexts) if same_shape else x_TD
         rows = stage.encode(x_TD, context)
         inner = self._differentiable(rows.values, position + 1, contexts)
         return stage.decode(Rows(inner, rows.side), x_TD.shape[1], context)

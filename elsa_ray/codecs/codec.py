@@ -1,8 +1,9 @@
 """The interface of a codec, and what it declares about itself.
 
-A codec maps rows to rows: T token vectors of width D become T rows of width E, and on the receiver's side back.
+A codec maps rows to rows: T token vectors of width D become T rows of width E, and on the receiver's side back. It may
+also send fewer rows than it gets: then ``rows_out`` says how many.
 A calibrated codec first looks at some rows and makes tensors of them (a key, a basis) that both ends then work with.
-Shapes: T rows, D width before, E width after, K side numbers a row.
+Shapes: T rows before, T' after, D width before, E width after, K side numbers a row.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ class CodecContext:
         role: the payload's role label.
         memory: what this end holds for the stage (its calibration, the error it has kept); empty where it holds none.
         tensor: position of the tensor in its message; 0 but for adapters.
+        num_rows: T, rows in front of the stage; the chain sets it.
     """
 
     seed: int = 0
@@ -66,6 +68,7 @@ class CodecContext:
     role: str = ""
     memory: Tensors = ()
     tensor: int = 0
+    num_rows: int = -1
 
     @property
     def moment(self) -> tuple[int | str, ...]:
@@ -83,8 +86,8 @@ class Rows:
     """Rows on their way through a chain.
 
     Attributes:
-        values: [T, E]: floats, or a terminal codec's numbers in its ``number_format``.
-        side: one tensor [T, K_i] for each entry of ``Codec.side_layout``.
+        values: [T', E]: floats, or a terminal codec's numbers in its ``number_format``.
+        side: one tensor [T', K_i] for each entry of ``Codec.side_layout_for``.
     """
 
     values: Tensor
@@ -103,7 +106,7 @@ class Codec(ABC):
         lossless: decode undoes encode, up to the rounding of floats; gradients pass it unchanged.
         straight_through: gradients pass as if the codec were the identity; else they take the exact adjoint of
             encode and decode, which must then be built of differentiable torch operations.
-        size_is_exact: ``width_out`` and ``side_layout`` give the exact size; else an upper bound.
+        size_is_exact: ``width_out``, ``rows_out`` and the side layout give the exact size; else an upper bound.
         calibration: None for a codec that needs none; else ``calibration_layout`` and ``calibrate`` are defined.
     """
 
@@ -123,9 +126,20 @@ class Codec(ABC):
         """Return E for rows of width D."""
         return width
 
+    def rows_out(self, num_rows: Any) -> Any:
+        """Return T' for T rows, an integer or an array of them; both ends know T."""
+        return num_rows
+
     def side_layout(self, width: int) -> tuple[tuple[torch.dtype, int], ...]:
-        """Return type and count K of the side numbers that each row of width D sends along."""
+        """Return type and count K of the side numbers that each row sends along, for rows of width D in front."""
         return ()
+
+    def side_layout_for(self, width: int, num_rows: Any) -> tuple[tuple[torch.dtype, Any], ...]:
+        """Return the side layout where T rows, an integer or an array of them, are in front: then K may depend on T.
+
+        This is what a chain asks; a codec whose layout does not depend on T defines ``side_layout`` only.
+        """
+        return self.side_layout(width)
 
     def calibration_layout(self, width: int) -> tuple[tuple[torch.dtype, tuple[int, ...]], ...]:
         """Return type and shape of each tensor of the calibration for rows of width D, as they travel."""
@@ -141,4 +155,7 @@ class Codec(ABC):
 
     @abstractmethod
     def decode(self, rows: Rows, width: int, context: CodecContext) -> Tensor:
-        """Return the reconstruction [T, D], D = ``width``, as floats of the side numbers' or the values' type."""
+        """Return the reconstruction [T, D], D = ``width``, as floats of the side numbers' or the values' type.
+
+        T is ``context.num_rows``; without ``rows_out`` it is the number of the received rows.
+        """

@@ -5,7 +5,7 @@ Shapes: T rows, D width, E width on the wire.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -30,7 +30,7 @@ class Residual(Codec):
 
         kind: Literal["residual"] = "residual"
         codec: list[CodecSpec] = Field(min_length=1)
-        """The codecs C, in the sender's order; none that is calibrated."""
+        """The codecs C, in the sender's order; none that is calibrated or sends fewer rows."""
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
@@ -39,6 +39,8 @@ class Residual(Codec):
             if stage.calibration is not None:
                 allowed = "a codec without calibration: adapters have none"
                 raise InputError(f"codec.{position}", config.codec[position].kind, allowed)
+            if type(stage).rows_out is not Codec.rows_out:
+                raise InputError(f"codec.{position}", config.codec[position].kind, "a codec that sends every row")
         self.number_format = self._stages[-1].number_format
         self.size_is_exact = all(stage.size_is_exact for stage in self._stages)
 
@@ -46,9 +48,9 @@ class Residual(Codec):
         """That of the codecs."""
         return widths_of(self._stages, width)[-1]
 
-    def side_layout(self, width: int) -> SideLayout:
+    def side_layout_for(self, width: int, num_rows: Any) -> SideLayout:
         """Those of the codecs, one after another."""
-        return tuple(entry for layout in side_layouts(self._stages, width) for entry in layout)
+        return tuple(entry for layout in side_layouts(self._stages, width, num_rows) for entry in layout)
 
     def encode(self, x_TD: Tensor, context: CodecContext) -> Rows:
         """Return the codecs' rows of x + e."""

@@ -1,4 +1,4 @@
-"""Codecs in a row: their widths, and what passes through them one after another.
+"""Codecs in a row: their widths and numbers of rows, and what passes through them one after another.
 
 Shapes: T rows, D width of the input, E width on the wire, K side numbers a row.
 """
@@ -6,14 +6,17 @@ Shapes: T rows, D width of the input, E width on the wire, K side numbers a row.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from elsa_ray.codecs.bits import Bits
 from elsa_ray.codecs.cast import Cast
 from elsa_ray.codecs.codec import Codec, CodecContext, Rows
 from elsa_ray.codecs.identity import Identity
 from elsa_ray.codecs.quantise import Int4, Int8
+from elsa_ray.codecs.rows import LargestRows
 from elsa_ray.codecs.sketch import Sketch
 from elsa_ray.codecs.ssop import Ssop
 from elsa_ray.codecs.subspace import Subspace
@@ -28,14 +31,17 @@ SIMPLE: dict[str, type[Codec]] = {
     "cast": Cast,
     "int8": Int8,
     "int4": Int4,
+    "bits": Bits,
     "topk": TopK,
+    "rows": LargestRows,
     "sketch": Sketch,
     "subspace": Subspace,
     "ssop": Ssop,
 }
 """The built-in codecs that are no wrapper of others."""
 
-SideLayout = tuple[tuple[torch.dtype, int], ...]
+SideLayout = tuple[tuple[torch.dtype, Any], ...]
+"""Type and count of each side number of a row; the counts are arrays where the numbers of rows are."""
 
 
 def build_stages(specs: Sequence[CodecSpec], where: str, built_in: Mapping[str, type[Codec]]) -> tuple[Codec, ...]:
@@ -67,9 +73,18 @@ def widths_of(stages: Sequence[Codec], width: int) -> list[int]:
     return widths
 
 
-def side_layouts(stages: Sequence[Codec], width: int) -> list[SideLayout]:
-    """Return each stage's side layout for rows of the given width in front of the first."""
-    return [stage.side_layout(own) for stage, own in zip(stages, widths_of(stages, width), strict=False)]
+def rows_of(stages: Sequence[Codec], num_rows: Any) -> list[Any]:
+    """Return the number of rows (or an array of them) in front of each stage, and behind the last."""
+    counts = [num_rows]
+    for stage in stages:
+        counts.append(stage.rows_out(counts[-1]))
+    return counts
+
+
+def side_layouts(stages: Sequence[Codec], width: int, num_rows: Any) -> list[SideLayout]:
+    """Return each stage's side layout for so many rows (or an array of them) of the given width in front of all."""
+    in_front = zip(stages, widths_of(stages, width), rows_of(stages, num_rows), strict=False)
+    return [stage.side_layout_for(own_width, own_rows) for stage, own_width, own_rows in in_front]
 
 
 def encode_rows(stages: Sequence[Codec], x_TD: Tensor, contexts: Sequence[CodecContext]) -> Rows:
@@ -84,9 +99,9 @@ def encode_rows(stages: Sequence[Codec], x_TD: Tensor, contexts: Sequence[CodecC
 def decode_rows(stages: Sequence[Codec], rows: Rows, width: int, contexts: Sequence[CodecContext]) -> Tensor:
     """Return the reconstruction [T, D] of what ``encode_rows`` gave."""
     values, side = rows.values, list(rows.side)
-    in_order = zip(stages, widths_of(stages, width), side_layouts(stages, width), contexts, strict=False)
-    for stage, own_width, layout, context in reversed(list(in_order)):
-        first = len(side) - len(layout)
+    in_order = zip(stages, widths_of(stages, width), contexts, strict=False)
+    for stage, own_width, context in reversed(list(in_order)):
+        first = len(side) - len(stage.side_layout_for(own_width, context.num_rows))
         values = stage.decode(Rows(values, tuple(side[first:])), own_width, context)
         side = side[:first]
     return values

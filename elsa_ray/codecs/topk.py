@@ -5,8 +5,6 @@ Shapes: T rows, D width, K numbers kept a row.
 
 from __future__ import annotations
 
-import math
-from fractions import Fraction
 from typing import Literal
 
 import torch
@@ -14,6 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from elsa_ray.codecs.codec import Codec, CodecContext, Rows
+from elsa_ray.codecs.shares import count_of_share
 from elsa_ray.config.section import Section
 
 
@@ -37,7 +36,7 @@ class TopK(Codec):
 
     def width_out(self, width: int) -> int:
         """K; the share is read as the decimal number that was written, so that 0.1 of 30 is 3."""
-        return math.ceil(Fraction(str(self.config.share)) * width)
+        return int(count_of_share(self.config.share, width))
 
     def side_layout(self, width: int) -> tuple[tuple[torch.dtype, int], ...]:
         """An index for each kept number, of 2 bytes up to a width of 65,536."""

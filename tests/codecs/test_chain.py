@@ -17,6 +17,8 @@ OWN_KEY: Spec = {**SSOP, "invert": "client"}
 SUBSPACE: Spec = {"kind": "subspace", "rank": 3, "basis_dtype": "fp32"}
 SKETCH: Spec = {"kind": "sketch", "rows": 2, "buckets": 4}
 INT8: Spec = {"kind": "int8"}
+ROWS: Spec = {"kind": "rows", "share": 0.3}
+BITS: Spec = {"kind": "bits", "bits_per_row": 12}
 
 
 def test_a_stage_is_calibrated_on_the_rows_as_they_reach_it_rounded_as_it_travels() -> None:
@@ -68,6 +70,8 @@ def test_a_memory_of_another_chain_is_an_error() -> None:
         ([SKETCH, SSOP], [SKETCH, SSOP, INT8]),
         ([OWN_KEY, SKETCH], [OWN_KEY]),
         ([SKETCH], [INT8]),
+        ([SUBSPACE, BITS], [ROWS, INT8]),
+        ([SUBSPACE, BITS], [SUBSPACE, BITS]),
     ],
     ids=lambda specs: name_of(specs),
 )
@@ -90,6 +94,8 @@ def test_a_gradient_chain_matches_that_starts_alike_or_has_no_calibrated_stage(
         ([SSOP], [SKETCH, SSOP]),
         ([OWN_KEY], []),
         ([OWN_KEY], [SKETCH]),
+        ([SUBSPACE, BITS], [SUBSPACE, INT8]),
+        ([SUBSPACE, BITS], [ROWS, SUBSPACE, BITS]),
     ],
     ids=lambda specs: name_of(specs),
 )

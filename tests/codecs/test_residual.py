@@ -111,12 +111,13 @@ def test_a_number_that_is_not_finite_is_seen_once_and_not_remembered() -> None:
         ([{"kind": "residual", "codec": [TOPK]}, INT8], True, "inside of residual"),
         ([{"kind": "residual", "codec": [INT8, TOPK]}], True, "codec.0.codec.1: found topk behind int8"),
         ([{"kind": "residual", "codec": [{"kind": "ssop"}]}], True, "codec.0.codec.0: found ssop"),
+        ([{"kind": "residual", "codec": [TOPK, {"kind": "rows"}]}], True, "codec.0.codec.1: found rows; .*every row"),
         ([{"kind": "residual", "codec": [{"kind": "topk", "shar": 1}]}], True, "codec.0.codec.0.shar: .*share"),
         ([{"kind": "residual", "codec": [{"kind": "residual"}]}], True, "codec.0.codec.0.kind: found residual"),
         ([{"kind": "residual", "codec": []}], True, "codec.0.codec: found"),
         ([{"kind": "subspace"}], True, "codec.0: found subspace; .*without calibration"),
     ],
-    ids=["activations", "beside", "order", "calibrated", "key", "nested", "empty", "calibrated-alone"],
+    ids=["activations", "beside", "order", "calibrated", "rows", "key", "nested", "empty", "calibrated-alone"],
 )
 def test_where_it_does_not_belong_it_is_refused(specs: list[Any], for_adapters: bool, message: str) -> None:
     with pytest.raises(InputError, match=message):

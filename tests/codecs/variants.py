@@ -28,12 +28,18 @@ SKETCHES: list[Spec] = [
     {"kind": "sketch", "rows": 2, "buckets": 8, "decode": "mmse", "hash": "fresh"},
 ]
 TOPKS: list[Spec] = [{"kind": "topk", "share": share} for share in (0.01, 0.3, 1.0)]
+ROWS: list[Spec] = [{"kind": "rows", "share": share} for share in (0.01, 0.3, 1.0)]
 SUBSPACES: list[Spec] = [
     {"kind": "subspace", "rank": 6},
     {"kind": "subspace", "rank": 6, "mean": False, "backward": "exact"},
     {"kind": "subspace", "rank": 6, "backward": "exact", "basis_dtype": "fp32"},
     {"kind": "subspace", "rank": 4, "rest": "sketch", "rows": 2, "buckets": 5, "backward": "exact"},
     {"kind": "subspace", "rank": 4, "rest": "sketch", "mean": False},
+]
+BITS: list[Spec] = [
+    {"kind": "bits", "bits_per_row": 43},
+    {"kind": "bits", "bits_per_row": 9, "max_bits": 1},
+    {"kind": "bits", "bits_per_row": 300},
 ]
 SSOPS: list[Spec] = [
     {"kind": "ssop", "rank": 8},
@@ -47,22 +53,27 @@ RESIDUALS: list[Spec] = [
 ]
 
 SINGLE: list[Spec] = [
-    IDENTITY, *CASTS, *QUANTISERS, *SKETCHES, *TOPKS, *SUBSPACES, *SSOPS, *RESIDUALS
+    IDENTITY, *CASTS, *QUANTISERS, *SKETCHES, *TOPKS, *ROWS, *SUBSPACES, *BITS, *SSOPS, *RESIDUALS
 ]  # fmt: skip
 
 OPEN_STARTS: list[list[Spec]] = [
     [],
-    *([codec] for codec in [IDENTITY, *SKETCHES, *TOPKS, *SUBSPACES, *SSOPS]),
+    *([codec] for codec in [IDENTITY, *SKETCHES, *TOPKS, *ROWS, *SUBSPACES, *SSOPS]),
     [IDENTITY, SKETCHES[0]],
     [SKETCHES[2], SKETCHES[5]],
     [SSOPS[0], SUBSPACES[2]],
     [SSOPS[2], SUBSPACES[3]],
     [SSOPS[0], SKETCHES[4]],
     [SUBSPACES[0], TOPKS[1]],
+    [TOPKS[1], ROWS[1]],
+    [SSOPS[0], ROWS[1], SUBSPACES[2]],
+    [ROWS[1], ROWS[1], SKETCHES[4]],
 ]
 CHAINS: list[list[Spec]] = [
     *([*start, *end] for start in OPEN_STARTS for end in ([], [INT8])),
     *([*start, end] for start in ([], [SKETCHES[4]], [SSOPS[0], SUBSPACES[1]]) for end in [*CASTS, *QUANTISERS[1:]]),
+    *([*start, end] for start in ([], [SUBSPACES[0]], [SSOPS[0]], [ROWS[1], SUBSPACES[2]]) for end in BITS),
+    [ROWS[1], INT4],
     *([residual] for residual in RESIDUALS),
 ]
 
