@@ -21,7 +21,7 @@ from elsa_ray.protocols.local_work import FP32_BYTES
 from elsa_ray.protocols.setting import Setting
 from elsa_ray.protocols.split_choice import (
     NO_OPTION,
-    choose_splits,
+    balanced_splits,
     edge_share_bytes_N,
     fits_NX,
     missing_blocks_NX,
@@ -91,18 +91,18 @@ class SplitChooser:
         client_flops, edge_flops = step_flops_NX(
             setting.shape, setting.layout, self._options, batch_N=step.batch_N[placed], length_N=step.length_N[placed]
         )
-        seconds_NX = step_seconds_NX(
+        alone_NX = step_seconds_NX(
             client_flops,
             edge_flops,
             client_flops_per_second_N=[setting.fleet.clients[client].flops_per_second for client in placed.tolist()],
             edge_flops_per_second_N=np.full(len(placed), setting.fleet.edge.flops_per_second),
-            edge_slots_N=setting.config.world.edges.slots,
-            active_members_N=active_N,
+            edge_slots_N=1,
+            active_members_N=np.ones(len(placed)),
             network_seconds_N=network_seconds(setting, step)[placed, edge_N],
         )
         held_NL = self._held(held_layers, placed)
         steps_left = float(steps_a_round(setting, self._config).mean()) * self._config.edge_rounds * left
-        seconds_NX += switch_seconds_NX(
+        alone_NX += switch_seconds_NX(
             missing_blocks_NX(self._options, held_NL, Part.FRONT, Part.BACK),
             block_num_bytes=blocks_num_bytes(setting.shape, 1, FP32_BYTES),
             bytes_per_second_N=self._rate_from_cloud(placed),
@@ -112,7 +112,17 @@ class SplitChooser:
         if now is not None:
             held_N = np.array([self._options.index(now[client]) for client in placed.tolist()], np.int64)
         fits = self._fits(placed, active_N)
-        chosen_N = choose_splits(seconds_NX, fits, held_N, auto.max_splits, auto.hysteresis)
+        chosen_N = balanced_splits(
+            alone_NX,
+            edge_flops / setting.fleet.edge.flops_per_second,
+            fits,
+            held_N,
+            edge_N=edge_N,
+            edge_slots=setting.config.world.edges.slots,
+            participation=self._config.participation,
+            max_splits=auto.max_splits,
+            hysteresis=auto.hysteresis,
+        )
         splits = list(now if now is not None else self.most_private())
         for client, option in zip(placed.tolist(), chosen_N.tolist(), strict=True):
             splits[client] = self._options[option]

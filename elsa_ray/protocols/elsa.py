@@ -113,7 +113,7 @@ class Elsa(Protocol):
             calibrated={**state.calibrated, **_calibrated(state, timeline)},
             held_layers=_held_after(state, timeline),
             probe_holders=state.probe_holders | _reached(timeline, Role.PROBE),
-            untold=state.untold - _told(self.setting, timeline),
+            untold=state.untold - _told(self.setting, state, timeline),
             fingerprints={**state.fingerprints, **results.fingerprints},
         )
         excluded = tuple(sorted(c for c, own in after.trust.items() if own.is_excluded(after.round_index)))
@@ -355,7 +355,9 @@ def _reached(timeline: Timeline, role: Role) -> frozenset[int]:
     return frozenset(int(node) for node in timeline.activities.target[rows])
 
 
-def _told(setting: Setting, timeline: Timeline) -> frozenset[int]:
-    """Return the clients that were told of their new edge."""
+def _told(setting: Setting, state: ElsaState, timeline: Timeline) -> frozenset[int]:
+    """Return the clients that were told of their edge; word of an earlier one that comes late is no news."""
     rows = _is_arrived(timeline, Role.CONTROL) & (timeline.activities.source == setting.cloud)
-    return frozenset(int(client) for client in timeline.activities.client[rows] if client >= 0)
+    items = timeline.activities.work[rows & (timeline.activities.work >= 0)]
+    edges = zip(timeline.work.client[items].tolist(), timeline.work.edge[items].tolist(), strict=True)
+    return frozenset(client for client, edge in edges if state.edge_of_client[client] == edge)

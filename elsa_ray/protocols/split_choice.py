@@ -2,7 +2,7 @@
 
 A reconstruction: the paper says that the split is dynamic and resource-aware, not by which rule (methods.md 1.8).
 
-The objective is the sum of the clients' predicted step times, and of equal sums the smaller maximum. As long as every
+The objective of ``choose_splits`` is the sum of the clients' predicted step times, and of equal sums the smaller maximum. As long as every
 client may have its own best split, this minimises each step time, and so the maximum too. Where ``max_splits`` binds,
 the maximum alone would be a poor guide: it is the time of one straggler, often of its link, which no split changes,
 and it says nothing about all the others, who share edges with each other and may be measured against a deadline.
@@ -37,6 +37,9 @@ NO_OPTION = -1
 """Stands for the present split of a client that has none."""
 
 _FIELD = "protocol.split.auto"
+
+PRICES = tuple(step / 8 for step in range(9))
+"""Prices of edge time that are tried, in units of the even share."""
 
 Score = tuple[int, float, float]
 """Clients without a split, the sum of the others' costs, the largest cost: smaller is better, in this order."""
@@ -243,6 +246,68 @@ def choose_splits(seconds_NX: Floats, fits_NX: Bools, held_N: Ints, max_splits: 
             f"{_FIELD}.max_splits", f"{max_splits}, which leaves {without} clients without a split that fits", "more"
         )
     return chosen_N
+
+
+def balanced_splits(
+    alone_NX: Floats,
+    edge_seconds_NX: Floats,
+    fits_NX: Bools,
+    held_N: Ints,
+    *,
+    edge_N: Ints,
+    edge_slots: int,
+    participation: float,
+    max_splits: int,
+    hysteresis: float = 0.1,
+) -> Ints:
+    """Return each client's option such that the slowest edge's step is short: its slowest member's, or its own load's.
+
+    What a client leaves to its edge delays the others there. So several prices of edge time are tried, from none at all
+    to an even share for every member, and for each the clients choose (``choose_splits``); so is every single option
+    for all. Of these choices the one with the shortest step counts (``step_seconds_of_choice``), of equal ones the one
+    of the least sum over the clients, then the first.
+
+    Args:
+        alone_NX: seconds of a step if the client had its edge for itself, the price of a change included.
+        edge_seconds_NX: seconds of it on a slot of the edge.
+        fits_NX: whether memory allows it; some option for each client.
+        held_N: index of each client's present option, or -1.
+        edge_N: the clients' edges.
+        edge_slots: of each edge.
+        participation: share of an edge's members that train at a time.
+        max_splits: most different options.
+        hysteresis: see ``choose_splits``; the present choice as a whole also stays unless the step gains as much.
+
+    Raises:
+        InputError: no set of ``max_splits`` options was found that fits all clients.
+    """
+    if not len(held_N):
+        return held_N
+    members_N = np.maximum(1.0, np.bincount(edge_N)[edge_N] * participation / edge_slots)
+    rows, choices = np.arange(len(held_N)), []
+    for share in PRICES:
+        priced_NX = alone_NX + share * (members_N - 1)[:, None] * edge_seconds_NX
+        choices.append(choose_splits(priced_NX, fits_NX, held_N, max_splits, hysteresis))
+    choices += [np.full(len(held_N), option) for option in np.flatnonzero(fits_NX.all(axis=0)).tolist()]
+
+    def figures(chosen_N: Ints) -> tuple[float, float]:
+        alone_N, at_edge_N = alone_NX[rows, chosen_N], edge_seconds_NX[rows, chosen_N]
+        seconds = step_seconds_of_choice(alone_N, at_edge_N, edge_N, edge_slots=edge_slots, participation=participation)
+        return seconds, float(alone_N.sum())
+
+    best_N = min(choices, key=figures)
+    stays = (held_N != NO_OPTION).all() and len(np.unique(held_N)) <= max_splits and fits_NX[rows, held_N].all()
+    if stays and figures(best_N)[0] >= (1 - hysteresis) * figures(held_N)[0]:
+        return held_N
+    return best_N
+
+
+def step_seconds_of_choice(
+    alone_N: Floats, edge_seconds_N: Floats, edge_N: Ints, *, edge_slots: int, participation: float
+) -> float:
+    """Predict a step of the slowest edge: no shorter than its slowest member's, nor than its slots need for all."""
+    load_K = np.bincount(edge_N, weights=edge_seconds_N) * participation / edge_slots
+    return float(max(alone_N.max(), load_K.max()))
 
 
 def _selected(cost_NX: Floats, held_N: Ints, max_splits: int) -> list[int]:
