@@ -2,10 +2,10 @@
 
 A reconstruction: the paper says that the split is dynamic and resource-aware, not by which rule (methods.md 1.8).
 
-The objective of ``choose_splits`` is the sum of the clients' predicted step times, and of equal sums the smaller maximum. As long as every
-client may have its own best split, this minimises each step time, and so the maximum too. Where ``max_splits`` binds,
-the maximum alone would be a poor guide: it is the time of one straggler, often of its link, which no split changes,
-and it says nothing about all the others, who share edges with each other and may be measured against a deadline.
+``balanced_splits`` makes the slowest edge's step short, for rounds wait for the slowest: a client with a fast device
+spares a crowded edge for those with slow ones. It tries several prices of edge time, and for each price
+``choose_splits`` minimises the sum of the clients' own step times, of equal sums the largest: where ``max_splits``
+binds, the largest alone would say nothing about all the others.
 
 The price of a change enters twice: the transfer of blocks that a node lacks is spread over the steps to come
 (``switch_seconds_NX``), and a client's present split counts with a discount (hysteresis). Where all could stay as they
