@@ -154,6 +154,28 @@ def sweep(
 
 
 @app.command()
+def attack(
+    config: ConfigPath,
+    set_: Overrides = None,
+    rounds: Annotated[int, typer.Option(help="Global rounds to train; the last one is attacked.", min=1)] = 2,
+    clients: Annotated[int, typer.Option(help="Clients to attack, at most.", min=1)] = 8,
+    codecs: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Codecs by name, each attacked in place of the config's.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder; by default a new one under runs/.")] = None,
+) -> None:
+    """Attack the privacy of what an experiment would send.
+
+    Trains a few rounds, then reads the payloads as a curious edge and as an eavesdropper would. Ends in a table.
+    """
+    from elsa_ray.attack import attack as attack_config
+
+    attack_config(
+        config, overrides=set_ or (), rounds=rounds, clients=clients, codecs=codecs, out=out, console=Console()
+    )
+
+
+@app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")],
     format_: Annotated[Literal["table", "json", "csv", "md"], typer.Option("--format")] = "table",

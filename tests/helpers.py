@@ -42,7 +42,7 @@ from elsa_ray.model.families import Family, family_of
 from elsa_ray.model.shape import ModelShape
 from elsa_ray.model.split import Part, Split
 from elsa_ray.model.tripartite import TripartiteModel
-from elsa_ray.prepare import Prepared, load_backbone, make_recipe, make_tripartite, prepare
+from elsa_ray.prepare import Prepared, load_backbone, make_recipe, make_tripartite, prepare, with_frame
 from elsa_ray.records.round import Round
 from elsa_ray.runtime.executor import InlineExecutor
 from elsa_ray.tasks.tokens import TokenizedTexts
@@ -425,6 +425,6 @@ def run_inline(config: Any) -> Run:
     """Run an experiment in this process."""
     prepared = prepare(config)
     model, adapters = load_backbone(prepared)
-    tripartite = make_tripartite(prepared, model)
-    with InlineExecutor(prepared.setting, tripartite, make_recipe(prepared)) as executor:
+    recipe = with_frame(prepared, make_recipe(prepared), model, adapters)
+    with InlineExecutor(prepared.setting, make_tripartite(prepared, model), recipe) as executor:
         return Run(prepared, list(rounds(prepared, prepared.protocol.start(adapters), executor)))

@@ -26,7 +26,7 @@ class InverterBudget:
     """How large the network is and how long it trains; the same for every codec."""
 
     hidden_units: int = 256
-    steps: int = 400
+    steps: int = 800
     batch_size: int = 256
     learning_rate: float = 3e-3
     weight_decay: float = 0.01

@@ -11,8 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from elsa_ray.codecs.subspaces import leading_directions
 from elsa_ray.privacy.rows import TokenRows
 from elsa_ray.privacy.success import Success, success
+
+NUM_DIRECTIONS = (0, 1, 2, 4, 8, 16, 32, 64, 96, 128)
+"""How many leading directions an attacker tries to leave out."""
 
 _ROWS_AT_ONCE = 1024
 
@@ -47,10 +51,16 @@ def nearest_neighbour_inversion(seen_TD: Tensor, dictionary: Dictionary, true_id
         dictionary: what it compares them with.
         true_ids_T: the private tokens.
     """
-    known_VD = F.normalize(_centred(dictionary.states_VD.double()), dim=1)
-    seen_TD = F.normalize(_centred(seen_TD.double()), dim=1)
-    nearest_T = torch.cat([(rows @ known_VD.T).argmax(dim=1) for rows in seen_TD.split(_ROWS_AT_ONCE)])
+    nearest_T, _ = nearest_entries(seen_TD, dictionary.states_VD)
     return success(dictionary.ids_V[nearest_T], true_ids_T)
+
+
+def nearest_entries(seen_TD: Tensor, states_VD: Tensor) -> tuple[Tensor, Tensor]:
+    """Return for each row the index [T] of the known state most alike, and the cosine [T]; see above."""
+    known_VD = F.normalize(_centred(states_VD.double()), dim=1)
+    seen_TD = F.normalize(_centred(seen_TD.double()), dim=1)
+    pieces = [(rows @ known_VD.T).max(dim=1) for rows in seen_TD.split(_ROWS_AT_ONCE)]
+    return torch.cat([piece.indices for piece in pieces]), torch.cat([piece.values for piece in pieces])
 
 
 def without_directions(rows_TD: Tensor, basis_DR: Tensor) -> Tensor:
@@ -62,6 +72,37 @@ def without_directions(rows_TD: Tensor, basis_DR: Tensor) -> Tensor:
     """
     rows_TD = rows_TD.double()
     return rows_TD - (rows_TD @ basis_DR) @ basis_DR.T
+
+
+def adapted_inversion(seen_TD: Tensor, dictionary: Dictionary, basis_DR: Tensor, true_ids_T: Tensor) -> Success:
+    """Leave a subspace out on both sides, then guess each token by its nearest neighbour.
+
+    Args:
+        seen_TD: what the attacker sees of the private tokens.
+        dictionary: what it compares them with.
+        basis_DR: the subspace; see ``chosen_directions``.
+        true_ids_T: the private tokens.
+    """
+    rest = Dictionary(dictionary.ids_V, without_directions(dictionary.states_VD, basis_DR))
+    return nearest_neighbour_inversion(without_directions(seen_TD, basis_DR), rest, true_ids_T)
+
+
+def chosen_directions(known: Dictionary, tried: TokenRows, plain_TD: Tensor) -> Tensor:
+    """Return the leading directions [D, R] of public states that it is best to leave out, as tried on public text.
+
+    Args:
+        known: of one half of the attacker's public text.
+        tried: the other half as it would be seen, under a key that the attacker pretends not to know.
+        plain_TD: public states.
+
+    Returns:
+        As many as one of ``NUM_DIRECTIONS``; of equals the fewest.
+    """
+    most = max(number for number in NUM_DIRECTIONS if number < plain_TD.shape[1])
+    directions_DR, _ = leading_directions(plain_TD.double(), most)
+    bases = [directions_DR[:, :number] for number in NUM_DIRECTIONS if number <= directions_DR.shape[1]]
+    rates = [adapted_inversion(tried.rows_TD, known, basis_DR, tried.ids_T).rate for basis_DR in bases]
+    return bases[rates.index(max(rates))]
 
 
 def _centred(rows_TD: Tensor) -> Tensor:

@@ -1,12 +1,13 @@
 """What an attacker computes itself: public text, run through the model that it knows.
 
 It knows the frozen backbone and adapters of some moment (the initial ones, or a global model that passed it), never the
-client's texts. Shapes: T real tokens, B texts, S tokens, D hidden width.
+client's texts. Shapes: T real tokens, M texts, B texts of a piece, S tokens, D hidden width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,32 @@ from elsa_ray.tasks.tokens import TokenizedTexts
 from elsa_ray.training.batches import CohortBatch, cohort_batch
 from elsa_ray.training.evaluation import evaluation_pieces
 from elsa_ray.training.loss import client_losses
+
+
+@dataclass(frozen=True)
+class PublicText:
+    """What the attacker computes of its public text with one model.
+
+    Attributes:
+        states: at the first cut.
+        gradients: at the second cut; None without labels.
+        label_M: of the texts; None for causal_lm.
+    """
+
+    states: TokenRows
+    gradients: TokenRows | None
+    label_M: Tensor | None
+
+
+def computed_of_public_text(
+    model: TripartiteModel, adapters: Adapters, split: Split, tokens: TokenizedTexts, pad_id: int
+) -> PublicText:
+    """Return states and gradients; for the arguments see below."""
+    states = states_of_public_text(model, adapters, split, tokens, pad_id)
+    if tokens.labels is None:
+        return PublicText(states, None, None)
+    gradients = gradients_of_public_text(model, adapters, split, tokens, pad_id)
+    return PublicText(states, gradients, torch.from_numpy(tokens.labels))
 
 
 @torch.no_grad()

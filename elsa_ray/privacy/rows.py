@@ -31,7 +31,10 @@ class TokenRows:
 
     def without(self, ids: Collection[int]) -> TokenRows:
         """Leave out the tokens of some ids: special ones stand where anybody knows them to stand."""
-        kept_T = ~torch.isin(self.ids_T, torch.tensor(sorted(ids), dtype=torch.int64))
+        return self.where(~torch.isin(self.ids_T, torch.tensor(sorted(ids), dtype=torch.int64)))
+
+    def where(self, kept_T: Tensor) -> TokenRows:
+        """Keep the tokens that a mask says."""
         return TokenRows(self.rows_TD[kept_T], self.ids_T[kept_T], self.text_T[kept_T])
 
 

@@ -5,6 +5,7 @@ Shapes: T targets.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -37,3 +38,15 @@ def success(guessed_T: Tensor, true_T: Tensor) -> Success:
         raise ValueError("an attack without a target")
     hits, most_frequent = int((guessed_T == true_T).sum()), int(true_T.bincount().max())
     return Success(hits / count, most_frequent / count, count)
+
+
+def pooled(parts: Sequence[Success]) -> Success | None:
+    """Return the outcome on the targets of several clients together; None without any.
+
+    The guess is then the best constant answer for each client.
+    """
+    count = sum(part.count for part in parts)
+    if count == 0:
+        return None
+    rate = sum(part.rate * part.count for part in parts) / count
+    return Success(rate, sum(part.guess_rate * part.count for part in parts) / count, count)

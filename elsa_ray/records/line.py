@@ -16,7 +16,6 @@ from elsa_ray.world.plan import ActivityKind
 from elsa_ray.world.roles import Role
 from elsa_ray.world.timeline import Timeline
 
-
 STEP_CONTENT = (
     Role.ACTIVATION_UP,
     Role.ACTIVATION_DOWN,

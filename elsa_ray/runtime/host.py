@@ -21,7 +21,7 @@ from elsa_ray.runtime.jobs import FrozenJob, GatherJob, NoticeJob, TableJob
 from elsa_ray.training.client import EdgeRequest
 from elsa_ray.training.cohort import ByteMeter, Cohort, Member, VersionKey
 from elsa_ray.training.edge import EdgeCohort
-from elsa_ray.training.evidence import Evidence, decode_report, evidence_of, judge_members
+from elsa_ray.training.evidence import Evidence, decode_report, evidence_of, judge_members, silenced
 from elsa_ray.training.memory import CutMemory
 from elsa_ray.training.messages import Payloads
 from elsa_ray.training.probing import ProbeAnswers, answer_probes, encode_probe_set
@@ -175,7 +175,9 @@ class ModelHost:
             for member, payload in zip(cohort.members, reports, strict=True):
                 assert payload is not None
                 context = recipe.context(member.key, Role.FINGERPRINT)
-                self._evidence[member.key] = decode_report(payload, inquiry, model.shape.hidden_size, context)
+                own = decode_report(payload, inquiry, model.shape.hidden_size, context)
+                # A model that is not finite has no say, whatever its client reports.
+                self._evidence[member.key] = silenced(own) if member.key in self._failed else own
             return
         compares_changes = inquiry.trust is not None and inquiry.trust.compares_changes
         for member, answers in zip(cohort.members, self._answers(wholes), strict=True):

@@ -98,6 +98,12 @@ def decode_report(payload: bytes, inquiry: Inquiry, width: int, context: CodecCo
     return Evidence(row, parts.pop() if inquiry.trust is not None else None)
 
 
+def silenced(evidence: Evidence) -> Evidence:
+    """Return evidence of the same shapes without a number in it: it agrees with nobody, and nobody hears it."""
+    parts = (evidence.fingerprint_P, evidence.answers_QK, evidence.before_QK)
+    return Evidence(*(None if part is None else np.full_like(part, np.nan) for part in parts))
+
+
 def judge_members(
     clients: Sequence[int],
     evidence: Sequence[Evidence],

@@ -41,8 +41,8 @@ def main() -> None:
     purest = min(float((labels[indices] == topic).mean()) for indices, topic in zip(partition, topic_N, strict=True))
     before, after = (adjusted_rand_index(np.array(s.edge_of_client), topic_N) for s in (start, last.state))
     Console().print(
-        f"{len(topic_N)} clients of {len(set(topic_N.tolist()))} topics (at least {purest:.0%} of a client's texts are of "
-        f"its topic): adjusted Rand index {before:.3f} by latency alone, {after:.3f} after clustering"
+        f"{len(topic_N)} clients of {len(set(topic_N.tolist()))} topics (at least {purest:.0%} of a client's texts are "
+        f"of its topic): adjusted Rand index {before:.3f} by latency alone, {after:.3f} after clustering"
     )
 
 

@@ -84,8 +84,7 @@ def test_bounds_order_and_scale(seed: int, num_clients: int, scale: float) -> No
 
 def test_a_client_of_weight_zero_is_not_heard() -> None:
     """Two of four push the other way; without a weight they are compared and move nobody."""
-    common = np.array([1.0, 0.0, 0.0, 0.0])
-    change_NF = np.stack([common, common + [0, 0.1, 0, 0], -common, -common + [0, 0, 0.1, 0]])
+    change_NF = np.array([[1.0, 0.0, 0.0], [1.0, 0.1, 0.0], [-1.0, 0.0, 0.0], [-1.0, 0.0, 0.1]])
     found_N = agreement(change_NF, np.array([1.0, 1.0, 0.0, 0.0]))
     assert found_N[:2].min() > 0.99
     assert found_N[2:].max() < 0.01

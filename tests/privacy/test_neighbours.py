@@ -10,7 +10,10 @@ from hypothesis import strategies as st
 from elsa_ray.codecs.subspaces import leading_directions
 from elsa_ray.privacy.neighbours import (
     Dictionary,
+    adapted_inversion,
+    chosen_directions,
     dictionary_of,
+    nearest_entries,
     nearest_neighbour_inversion,
     without_directions,
 )
@@ -91,3 +94,31 @@ def test_the_adaptive_attack_needs_no_key(seed: int) -> None:
     adapted = nearest_neighbour_inversion(without_directions(seen_TD, estimate_DR), rest, private.ids_T)
     assert blind.rate < 0.3
     assert adapted.rate > 0.95
+
+
+def test_what_to_leave_out_is_chosen_by_the_tokens_that_it_tells() -> None:
+    """Of plain states nothing need go; of rotated ones the rotated subspace, or a little more."""
+    _, basis_DR = rotation_in_subspace(WIDTH, 8, seed=0)
+
+    def loud(rows: TokenRows) -> TokenRows:
+        return TokenRows(rows.rows_TD + 9 * rows.rows_TD @ basis_DR @ basis_DR.T, rows.ids_T, rows.text_T)
+
+    assert chosen_directions(dictionary_of(PUBLIC), PRIVATE, PUBLIC.rows_TD).shape == (WIDTH, 0)
+    known, tried = loud(PUBLIC), loud(PRIVATE)
+    turned = TokenRows(key(WIDTH, 8, seed=1)(tried.rows_TD), tried.ids_T, tried.text_T)
+    chosen_DR = chosen_directions(dictionary_of(known), turned, known.rows_TD)
+    assert chosen_DR.shape[1] in (8, 16)
+    assert adapted_inversion(turned.rows_TD, dictionary_of(known), chosen_DR, turned.ids_T).rate > 0.95
+
+
+def test_with_nothing_left_out_it_is_the_plain_attack() -> None:
+    dictionary, nothing_DR = dictionary_of(PUBLIC), torch.zeros(WIDTH, 0, dtype=torch.float64)
+    plain = nearest_neighbour_inversion(PRIVATE.rows_TD, dictionary, PRIVATE.ids_T)
+    assert adapted_inversion(PRIVATE.rows_TD, dictionary, nothing_DR, PRIVATE.ids_T) == plain
+
+
+def test_the_nearest_entry_comes_with_its_cosine() -> None:
+    states_VD = torch.tensor([[1.0, 0.0], [-1.0, 0.0]], dtype=torch.float64)
+    place_T, cosine_T = nearest_entries(torch.tensor([[3.0, 3.0], [-3.0, -3.0]]), states_VD)
+    assert place_T.tolist() == [0, 1]
+    assert cosine_T.tolist() == pytest.approx([2**-0.5] * 2)

@@ -8,8 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.linalg import orthogonal_procrustes
 
+from elsa_ray.codecs.subspaces import leading_directions
 from elsa_ray.privacy.neighbours import dictionary_of, nearest_neighbour_inversion
-from elsa_ray.privacy.procrustes import RecoveredKey, key_error, procrustes_key_recovery
+from elsa_ray.privacy.procrustes import RecoveredKey, aligned_key, key_error, procrustes_key_recovery
+from elsa_ray.privacy.rows import TokenRows
 
 from .synthetic import key, normal, rotation_in_subspace, token_rows
 
@@ -105,3 +107,40 @@ def test_pairs_of_another_rounds_key_do_not_help() -> None:
     plain, hidden = inverted(private.rows_TD), inverted(reused(private.rows_TD))
     assert inverted(found.undo(reused(private.rows_TD))) == plain > 0.99
     assert inverted(found.undo(fresh(private.rows_TD))) < 0.6 and hidden < 0.6
+
+
+def loud_tokens(num_tokens: int, seed: int, rank: int = 12) -> TokenRows:
+    """Tokens most of whose energy is in the subspace of ``key(64, rank, ...)``, as that of hidden states is."""
+    _, basis_DR = rotation_in_subspace(64, rank, seed=0)
+    rows = token_rows(num_tokens, 30, 64, seed=seed)
+    return TokenRows(rows.rows_TD + 9 * rows.rows_TD @ basis_DR @ basis_DR.T, rows.ids_T, rows.text_T)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_key_is_found_by_alignment_with_nothing_known(seed: int) -> None:
+    """Neither a plaintext nor the subspace is given: only states of other tokens, and how large the subspace is."""
+    public, private, turn = loud_tokens(600, 0), loud_tokens(300, 1), key(64, 12, seed)
+    seen_TD, dictionary = turn(private.rows_TD), dictionary_of(public)
+    basis_DR, _ = leading_directions(seen_TD, 12)
+    found = aligned_key(seen_TD, dictionary.states_VD, basis_DR)
+    blind = nearest_neighbour_inversion(seen_TD, dictionary, private.ids_T)
+    undone = nearest_neighbour_inversion(found.undo(seen_TD), dictionary, private.ids_T)
+    assert blind.rate < 0.1 and undone.rate > 0.99
+    assert key_error(found, turn, 64) < 0.25
+
+
+def test_alignment_fails_where_nothing_is_outside_of_the_subspace() -> None:
+    public, private, turn = token_rows(600, 30, 64), token_rows(300, 30, 64, seed=1), key(64, 64, seed=3)
+    seen_TD, dictionary = turn(private.rows_TD), dictionary_of(public)
+    found = aligned_key(seen_TD, dictionary.states_VD, torch.eye(64, dtype=torch.float64))
+    assert key_error(found, turn, 64) > 0.5
+    assert nearest_neighbour_inversion(found.undo(seen_TD), dictionary, private.ids_T).rate < 0.3
+
+
+@given(seed=st.integers(0, 50))
+def test_alignment_leaves_plain_rows_alone(seed: int) -> None:
+    """Each row is its own nearest neighbour: there is nothing to turn."""
+    states_VD = normal(20, WIDTH, seed=seed)
+    basis_DR, _ = leading_directions(states_VD, 5)
+    found = aligned_key(states_VD, states_VD, basis_DR)
+    assert torch.allclose(found.rotation_RR, torch.eye(5, dtype=torch.float64), atol=1e-9)

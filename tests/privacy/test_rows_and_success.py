@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from elsa_ray.privacy.rows import TokenRows, joined, mean_by_text, real_rows, summed_by_text
-from elsa_ray.privacy.success import Success, success
+from elsa_ray.privacy.success import Success, pooled, success
 
 from .synthetic import normal
 
@@ -39,3 +39,17 @@ def test_sums_and_means_over_texts() -> None:
         expected = own.mean(dim=0) if len(own) else torch.zeros(3, dtype=torch.float64)
         assert torch.allclose(means_ND[text], expected)
         assert torch.allclose(summed_by_text(rows.rows_TD, rows.text_T, 5)[text], own.sum(dim=0))
+
+
+def test_outcomes_of_several_clients_are_pooled_by_their_targets() -> None:
+    parts = [Success(1.0, 0.5, 30), Success(0.2, 0.1, 10)]
+    assert pooled(parts) == Success(0.8, 0.4, 40)
+    assert pooled(parts[:1]) == parts[0]
+    assert pooled([]) is None
+
+
+def test_a_mask_keeps_what_it_says() -> None:
+    rows = TokenRows(normal(4, 3), torch.tensor([5, 6, 5, 7]), torch.tensor([0, 0, 1, 1]))
+    kept = rows.where(rows.ids_T == 5)
+    assert torch.equal(kept.rows_TD, rows.rows_TD[[0, 2]])
+    assert kept.ids_T.tolist() == [5, 5] and kept.text_T.tolist() == [0, 1] and len(kept) == 2

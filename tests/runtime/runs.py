@@ -1,14 +1,16 @@
 """Whole small runs through any executor."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from elsa_ray.config.load import make_config
 from elsa_ray.experiment import rounds
-from elsa_ray.prepare import PRECISIONS, Prepared, load_backbone, make_recipe, make_tripartite, prepare
+from elsa_ray.prepare import PRECISIONS, Prepared, load_backbone, make_recipe, make_tripartite, prepare, with_frame
 from elsa_ray.records.round import Round
 from elsa_ray.runtime.executor import Executor, InlineExecutor, NoExecutor
 from elsa_ray.runtime.ray_executor import RayExecutor
@@ -52,7 +54,7 @@ class _executor:  # noqa: N801 - used as a function
             self._executor: Executor = NoExecutor()
             return self._executor, None
         model, adapters = load_backbone(prepared)
-        recipe = make_recipe(prepared)
+        recipe = with_frame(prepared, make_recipe(prepared), model, adapters)
         if self._kind == "inline":
             self._executor = InlineExecutor(prepared.setting, make_tripartite(prepared, model), recipe)
         else:
@@ -62,6 +64,20 @@ class _executor:  # noqa: N801 - used as a function
 
     def __exit__(self, *exception: object) -> None:
         self._executor.close()
+
+
+def same(first: Any, second: Any) -> bool:
+    """Whether nested values agree bit by bit, NaN with NaN."""
+    if isinstance(first, torch.Tensor | np.ndarray):
+        one, other = np.asarray(first), np.asarray(second)
+        return one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
+    if isinstance(first, Mapping):
+        return first.keys() == second.keys() and all(same(first[key], second[key]) for key in first)
+    if is_dataclass(first):
+        return all(same(getattr(first, field.name), getattr(second, field.name)) for field in fields(first))
+    if isinstance(first, tuple | list):
+        return len(first) == len(second) and all(same(*pair) for pair in zip(first, second, strict=True))
+    return bool(first == second)
 
 
 def same_adapters(first: Finished, second: Finished) -> bool:

@@ -5,9 +5,29 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.runtime.runs import Finished, execute, same_adapters, small_config
+from tests.runtime.runs import Finished, execute, same, same_adapters, small_config
 
 ELSA = {"edge_rounds": 2, "codec": [{"kind": "sketch", "rows": 3, "buckets": 16}, {"kind": "int8"}]}
+CALIBRATED = [{"kind": "ssop", "rank": 8}, {"kind": "subspace", "rank": 16, "refresh_rounds": 2}, {"kind": "int8"}]
+EVERYTHING = {
+    "rounds": 3,
+    "clustering": {"dimensions": 4, "every": 1, "latency_weight": 0.0},
+    "trust": {},
+    "split": {"auto": {"hysteresis": 0.0}},
+    "codec": {
+        "activation": CALIBRATED,
+        "gradient": CALIBRATED,
+        "update": [{"kind": "residual", "codec": [{"kind": "topk", "share": 0.25}]}],
+    },
+}
+FIELD = (
+    "topology.clients=7",
+    "task.probes={kind: dataset, count: 10}",
+    "world.clients.device={mix: {phone: 0.5, laptop: 0.5}}",
+    "world.edges.device={flops_per_second: 4.0e+10}",
+    "world.misbehaviour=[{kind: sign_flip, clients: [2]}, {kind: stale_replay, clients: [3]}]",
+)
+"""Clients of two kinds, two of which misbehave."""
 PROTOCOLS = {"elsa": ELSA, "fedavg": {"name": "fedavg", "local_steps": None, "local_epochs": 1}}
 
 
@@ -56,6 +76,21 @@ def test_one_client_a_pool_and_a_cohort_gives_the_bits_of_inline(topic_data: Pat
     """Six pools on two CPUs, each with one client at a time."""
     config = small_config(topic_data, "runtime.clients_per_pool=1", "numerics.cohort=1", **ELSA)
     assert_same_run(execute(config, "ray"), execute(config, "inline"))
+
+
+def test_ray_gives_the_bits_and_the_state_of_inline_with_everything_on(topic_data: Path, ray_cluster: None) -> None:
+    """What is remembered of clients too: keys, bases, lost parts of updates, standings, fingerprints, edges, splits."""
+    config = small_config(topic_data, "runtime.pools=2", *FIELD, **EVERYTHING)
+    inline, by_ray = execute(config, "inline"), execute(config, "ray")
+    assert_same_run(by_ray, inline)
+    for ours, theirs in zip(by_ray.rounds, inline.rounds, strict=True):
+        assert same(ours.state, theirs.state)
+        assert same(ours.results, theirs.results)
+        assert same(ours.report, theirs.report)
+    last = inline.rounds[-1].state
+    assert any(each.report.moved for each in inline.rounds) and len(set(last.splits)) > 1
+    assert {len(memory.client.errors) > 0 for memory in last.memories.values()} == {True}
+    assert sorted(last.trust) == sorted(last.fingerprints) == list(range(7)) and last.calibrated
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

@@ -1,4 +1,4 @@
-"""A model tested over its cuts: without a codec it is the whole model, and a key that the edge holds changes nothing."""
+"""A model tested over its cuts is the whole model, but for what the codecs lose."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from elsa_ray.model.adapters import Adapters
 from elsa_ray.model.cost import step_flops
 from elsa_ray.model.split import Part, cut, whole
 from elsa_ray.model.tripartite import TripartiteModel
-from elsa_ray.prepare import Prepared, load_backbone, make_recipe, make_tripartite, prepare
+from elsa_ray.prepare import Prepared, load_backbone, make_recipe, make_tripartite, prepare, with_frame
 from elsa_ray.records.round import Round
 from elsa_ray.runtime.executor import InlineExecutor, NoExecutor
 from elsa_ray.training.batches import examples_of_steps
@@ -127,8 +127,9 @@ def train(config: ExperimentConfig) -> TownRun:
     """Run in this process, for real."""
     prepared = prepare(config)
     backbone, adapters = load_backbone(prepared)
+    recipe = with_frame(prepared, make_recipe(prepared), backbone, adapters)
     model = make_tripartite(prepared, backbone)
-    with InlineExecutor(prepared.setting, model, make_recipe(prepared)) as executor:
+    with InlineExecutor(prepared.setting, model, recipe) as executor:
         done = list(rounds(prepared, prepared.protocol.start(adapters), executor))
     return TownRun(prepared, done, model, adapters)
 
@@ -154,7 +155,7 @@ def events(timeline: Timeline) -> list[Event]:
         label = {
             ActivityKind.GATHER: "gather",
             ActivityKind.TRANSFER: Role(max(1, int(table.label[row]))).label,
-            ActivityKind.COMPUTE: Stage(min(6, int(table.label[row]))).label,
+            ActivityKind.COMPUTE: Stage(min(max(Stage), int(table.label[row]))).label,
         }[kind]
         start, finish = float(timeline.start_seconds[row]), float(timeline.finish_seconds[row])
         what = name_event(label, timeline.work.key(work) if work >= 0 else None, step)
