@@ -65,10 +65,11 @@ def attacks_overview(rows: Sequence[AttackRow]) -> str:
 
     The best constant guess is in the head of each column where it is the same in all lines.
     """
-    attacks = list(dict.fromkeys(row.attack for row in rows))
     lines: dict[tuple[str, str, str], dict[str, AttackRow]] = {}
     for row in rows:
         lines.setdefault((row.codec, row.keys, row.attacker), {})[row.attack] = row
+    # The order of the line that has most attacks, and behind it what that line lacks.
+    attacks = list(dict.fromkeys(attack for cells in sorted(lines.values(), key=len, reverse=True) for attack in cells))
     heads = [f"{attack}{_common_guess(rows, attack)}" for attack in attacks]
     body = [(*head, *(_rate_of(cells.get(attack)) for attack in attacks)) for head, cells in lines.items()]
     return _markdown_table(["codec", "keys", "attacker", *heads], body, [False] * 3 + [True] * len(heads))
@@ -97,7 +98,8 @@ def _section(title: str, rows: Sequence[AttackRow], attack_width: int) -> Table:
     table = Table(title=escape(title), title_justify="left", title_style="bold", box=None, pad_edge=False)
     table.add_column("attack", min_width=attack_width, overflow="fold")
     for title in _RIGHT:
-        table.add_column(title, justify="right", min_width=7)
+        # The whole table shall fit into 80 columns.
+        table.add_column(title.removeprefix("best constant "), justify="right", min_width=7)
     for row in rows:
         cells = dict(zip(_TITLES, _cells(row), strict=True))
         table.add_row(*(escape(cells[title]) for title in ("attack", *_RIGHT)))

@@ -56,17 +56,20 @@ class RayExecutor(ConductedExecutor):
         try:
             self._workers = _RayWorkers(setting, model, recipe, status)
         except BaseException:
-            self.close()
+            self._leave()
             raise
         super().__init__(setting, self._workers)
 
     def close(self) -> None:
         """End all actors, and the cluster if it was started here."""
+        self._leave()
+        super().close()
+
+    def _leave(self) -> None:
         if self._workers is not None:
             self._workers.end()
             self._workers = None
         self._cluster.leave()
-        super().close()
 
     def peak_memory_bytes(self) -> int:
         """Return the summed peaks of all actors' resident memory; shared pages count in each."""
