@@ -59,7 +59,7 @@ class RunFolder:
         Raises:
             InputError: there is something at ``path`` already, or it cannot be written to.
         """
-        folder = _new_default_folder(config.name) if path is None else _empty_folder(Path(path))
+        folder = new_default_folder(config.name) if path is None else empty_folder(Path(path))
         write_whole(folder / CONFIG, dump_config(config))
         return cls(folder.resolve())
 
@@ -106,7 +106,12 @@ class RunFolder:
         self.close()
 
 
-def _empty_folder(path: Path) -> Path:
+def empty_folder(path: Path) -> Path:
+    """Make a folder, or take one that is there and empty.
+
+    Raises:
+        InputError: there is something in it, or it cannot be written to.
+    """
     allowed = "a new or an empty folder"
     try:
         if path.exists() and not path.is_dir():
@@ -119,7 +124,12 @@ def _empty_folder(path: Path) -> Path:
     return path
 
 
-def _new_default_folder(name: str) -> Path:
+def new_default_folder(name: str) -> Path:
+    """Make ``runs/NAME-DATE-TIME`` in the working directory, with a number behind if it is taken.
+
+    Raises:
+        InputError: it cannot be written to.
+    """
     stem = f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
     number = 0
     while True:

@@ -108,7 +108,7 @@ class InlineExecutor(ConductedExecutor):
     def __init__(self, setting: Setting, model: TripartiteModel, recipe: Recipe) -> None:
         self._threads_before = torch.get_num_threads()
         torch.set_num_threads(setting.config.runtime.threads)
-        super().__init__(setting, _InlineWorkers(setting, model, recipe))
+        super().__init__(setting, InlineWorkers(setting, model, recipe))
 
     def close(self) -> None:
         """Give this process its threads back."""
@@ -116,7 +116,7 @@ class InlineExecutor(ConductedExecutor):
         torch.set_num_threads(self._threads_before)
 
 
-class _InlineWorkers(Workers):
+class InlineWorkers(Workers):
     """Plain objects, called directly."""
 
     num_pools = 1
