@@ -129,16 +129,20 @@ class InlineWorkers(Workers):
         self.num_pieces = self._pool.num_pieces
 
     async def call_host(self, host: str, method: str, *arguments: Any) -> Any:
+        """Call it here and now."""
         with naming(f"{host}: {method}", ()):
             return getattr(self._hosts[host], method)(*arguments)
 
     async def train(
         self, pool: int, cohort: Cohort, host: str, adapter_down: list[bytes], memories: list[ClientMemory]
     ) -> TrainedCohort:
+        """Train a cohort here and now."""
+
         async def ask_edge(request: EdgeRequest) -> Payloads:
             return self._hosts[host].answer(cohort.name, request)
 
         return await self._pool.train(cohort, adapter_down, memories, ask_edge)
 
     async def score(self, pool: int, adapters: Adapters, piece: int, split: Split | None) -> Score:
+        """Score a piece here and now."""
         return self._pool.score(adapters, piece, split)

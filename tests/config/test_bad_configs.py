@@ -139,7 +139,7 @@ REFUSED_BY_THE_CONFIG: Rows = [
 REFUSED_BY_THE_PARTS: Rows = [
     (
         {"protocol": {"codec": [{"kind": "int9"}]}},
-        ["protocol.codec.activation.0.kind: found int9; allowed: bits, cast, identity, int4, int8,", "did you mean int8?"],
+        ["protocol.codec.activation.0.kind: found int9; allowed: bits, cast,", "int4, int8,", "did you mean int8?"],
     ),
     ({"protocol": {"codec": {"adapter": [{"kind": "cats"}]}}}, ["protocol.codec.adapter.0.kind", "did you mean cast?"]),
     (
