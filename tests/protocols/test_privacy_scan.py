@@ -141,7 +141,7 @@ def caught(monkeypatch: pytest.MonkeyPatch) -> Caught:
         caught.payloads.extend((Role(wire._HEADER.unpack_from(payload)[2]), payload) for payload in payloads)
         return payloads
 
-    answer, call_host = ModelHost.answer, executor_module._InlineWorkers.call_host
+    answer, call_host = ModelHost.answer, executor_module.InlineWorkers.call_host
 
     def caught_answer(host: ModelHost, cohort_name: str, request: Any) -> Any:
         caught.handed_over.extend(contents([cohort_name, request]))
@@ -159,7 +159,7 @@ def caught(monkeypatch: pytest.MonkeyPatch) -> Caught:
     for module in (recipe, probing, tables, evidence):
         monkeypatch.setattr(module, "encode_adapters", adapters)
     monkeypatch.setattr(ModelHost, "answer", caught_answer)
-    monkeypatch.setattr(executor_module._InlineWorkers, "call_host", caught_call)
+    monkeypatch.setattr(executor_module.InlineWorkers, "call_host", caught_call)
     return caught
 
 
