@@ -17,7 +17,7 @@ demo: .venv/installed  ## train the quickstart on this machine, with a table and
 	$(BIN)/elsa-ray run experiments/quickstart.yaml
 
 test: .venv/installed  ## run all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: .venv/installed  ## lint, type-check, and hold the layering
 	$(BIN)/ruff check elsa_ray tests experiments

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from elsa_ray.clustering.trust import TrustState
 from elsa_ray.model.adapters import Adapters
 from elsa_ray.model.split import Split
 from elsa_ray.protocols.protocol import ProtocolState, RoundResults
@@ -21,6 +22,7 @@ from elsa_ray.runtime.jobs import CLOUD, HostJob, RoundJob, StageJob
 from elsa_ray.runtime.pool import TrainedCohort
 from elsa_ray.training.cohort import ByteMeter, Cohort, VersionKey
 from elsa_ray.training.evaluation import Score
+from elsa_ray.training.evidence import stricter
 from elsa_ray.training.memory import NOTHING, ClientMemory, Memories
 from elsa_ray.world.plan import WorkKey
 
@@ -139,6 +141,9 @@ class Conductor:
             await self._workers.call_host(CLOUD, "send_notice", job.round_index, notice)
         groups = [host for host in job.hosts if host.host != CLOUD]
         await _all(self._run_edge_group(host, job, books, free_pools) for host in groups)
+        # In order, for two edges may tell of one client: where it is now, and where late work of it has arrived.
+        for host in groups:
+            await self._tell_cloud(host, job.round_index)
         for host in job.hosts:
             if host.host == CLOUD:
                 await self._run_stages(host, job, books, free_pools)
@@ -164,9 +169,11 @@ class Conductor:
                 host.host, "send_model", job.round_index, node, job.trunk_bytes
             )
             await self._workers.call_host(CLOUD, "receive_model", node, payload, weight)
+
+    async def _tell_cloud(self, host: HostJob, round_index: int) -> None:
         for table in host.tables:
-            payloads = await self._workers.call_host(host.host, "send_tables", job.round_index, table)
-            await self._workers.call_host(CLOUD, "receive_tables", job.round_index, table, *payloads)
+            payloads = await self._workers.call_host(host.host, "send_tables", round_index, table)
+            await self._workers.call_host(CLOUD, "receive_tables", round_index, table, *payloads)
 
     async def _run_stages(
         self, host: HostJob, job: RoundJob, books: _RoundBooks, free_pools: asyncio.Queue[int]
@@ -242,7 +249,7 @@ def _results(model: Adapters, reports: list[HostReport], books: _RoundBooks) -> 
             results,
             versions={**results.versions, **report.versions},
             failed=tuple(sorted([*results.failed, *report.failed])),
-            trust={**results.trust, **report.trust},
+            trust={**results.trust, **_stricter(results.trust, report.trust)},
             decisions=(*results.decisions, *report.decisions),
             # What an edge knows reaches the protocol only by the table that it has sent.
             fingerprints=cloud.fingerprints,
@@ -254,3 +261,7 @@ def _results(model: Adapters, reports: list[HostReport], books: _RoundBooks) -> 
         encoded_bytes=dict(sorted(encoded.items())),
         cohort_sizes=tuple(size for _, size in sorted(books.cohort_sizes.items())),
     )
+
+
+def _stricter(before: Mapping[int, TrustState], verdicts: Mapping[int, TrustState]) -> dict[int, TrustState]:
+    return {client: stricter(before.get(client, state), state) for client, state in verdicts.items()}

@@ -21,7 +21,7 @@ from elsa_ray.runtime.jobs import FrozenJob, GatherJob, NoticeJob, TableJob
 from elsa_ray.training.client import EdgeRequest
 from elsa_ray.training.cohort import ByteMeter, Cohort, Member, VersionKey
 from elsa_ray.training.edge import EdgeCohort
-from elsa_ray.training.evidence import Evidence, decode_report, evidence_of, judge_members, silenced
+from elsa_ray.training.evidence import Evidence, decode_report, evidence_of, judge_members, silenced, stricter
 from elsa_ray.training.memory import CutMemory
 from elsa_ray.training.messages import Payloads
 from elsa_ray.training.probing import ProbeAnswers, answer_probes, encode_probe_set
@@ -213,9 +213,7 @@ class ModelHost:
         judgement = judge_members(clients, evidence, standings, round_index, inquiry)
         judged: dict[int, TrustState] = {}
         for client, state in zip(clients, judgement.states, strict=True):
-            # Of a client's two works the newer decides, unless it is excluded for the older.
-            if client not in judged or not judged[client].is_excluded(round_index):
-                judged[client] = state
+            judged[client] = stricter(judged.get(client, state), state)
         self._judged.update(judged)
         self._decisions += dict.fromkeys(judgement.events)
         factor_of_key = dict(zip(in_order, judgement.weights_N.tolist(), strict=True))

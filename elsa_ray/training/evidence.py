@@ -127,6 +127,14 @@ def judge_members(
     return judge(agreement_N, clients, before, round_index, inquiry.trust)
 
 
+def stricter(first: TrustState, second: TrustState) -> TrustState:
+    """Return the one of two standings of a client with the longer exclusion, else with the lower score.
+
+    A client is judged twice in a round where work of two rounds is gathered, by its edge or by an old one as well.
+    """
+    return max(first, second, key=lambda state: (state.excluded_until_round, -state.score))
+
+
 def _agreement(evidence: Sequence[Evidence], scores_N: Floats, inquiry: Inquiry) -> Floats:
     after_NQK = np.stack([own.answers_QK for own in evidence if own.answers_QK is not None])
     before = [own.before_QK for own in evidence if own.before_QK is not None]
