@@ -131,9 +131,10 @@ class SplitChooser:
     def _fits(self, placed: Ints, active_N: np.ndarray) -> Bools:
         setting, step = self._setting, self._step
         num_heads = int(setting.task.backbone.config.num_attention_heads)
+        length_N = setting.task.longest_C[placed]
         sizes: dict[str, Any] = {
             "batch": step.batch_N[placed],
-            "length": setting.texts_of_clients.longest_N[placed],
+            "length": length_N,
             "num_heads": num_heads,
             "optimizer_kind": self._config.optimizer.kind,
         }

@@ -69,12 +69,13 @@ def local_work(
         steps_a_pass_W = num_steps_W // config.local_epochs
         ends_pass_WT = (batch_WT > 0) & (step_T % steps_a_pass_W[:, None] == steps_a_pass_W[:, None] - 1)
         batch_WT -= np.where(ends_pass_WT, (full_W * steps_a_pass_W - num_examples_W)[:, None], 0)
-    texts = setting.texts_of_clients
-    length_WT = np.where(batch_WT > 0, texts.longest_N[clients][:, None], 0)
-    for row in np.flatnonzero((texts.shortest_N != texts.longest_N)[clients]).tolist():
+    task = setting.task
+    lengths, longest_W = task.train.lengths, task.longest_C[clients]
+    length_WT = np.where(batch_WT > 0, longest_W[:, None], 0)
+    for row in np.flatnonzero(task.shortest_C[clients] != longest_W).tolist():
         key = WorkKey(round_index, edge_round, int(clients[row]))
-        examples_TB = examples_of_steps(key, setting.task.partition[key.client], config, setting.seed)
-        _, length_WT[row, : num_steps_W[row]] = batch_sizes(examples_TB, setting.train_lengths)
+        examples_TB = examples_of_steps(key, task.partition[key.client], config, setting.seed)
+        _, length_WT[row, : num_steps_W[row]] = batch_sizes(examples_TB, lengths)
     return LocalWork(num_steps_W, batch_WT, length_WT)
 
 

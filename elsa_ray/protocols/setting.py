@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -18,20 +17,6 @@ from elsa_ray.tasks.task import Task
 from elsa_ray.training.inquiry import Inquiry
 from elsa_ray.training.recipe import Chains
 from elsa_ray.world.fleet import Fleet
-
-
-@dataclass(frozen=True)
-class TextsOfClients:
-    """Tokens of the clients' training texts.
-
-    Attributes:
-        shortest_N, longest_N: of each client.
-        mean_N: of each client.
-    """
-
-    shortest_N: npt.NDArray[np.int64]
-    longest_N: npt.NDArray[np.int64]
-    mean_N: npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -82,20 +67,7 @@ class Setting:
         """Node index of the cloud."""
         return int(self.network.clouds[0])
 
-    @cached_property
+    @property
     def num_examples(self) -> npt.NDArray[np.int64]:
         """Examples of each client."""
-        return np.array([len(indices) for indices in self.task.partition], np.int64)
-
-    @cached_property
-    def train_lengths(self) -> npt.NDArray[np.int64]:
-        """Tokens of each training text."""
-        return self.task.train.lengths
-
-    @cached_property
-    def texts_of_clients(self) -> TextsOfClients:
-        """How long the clients' texts are."""
-        lengths_E = self.train_lengths[np.concatenate(self.task.partition)]
-        first_N = np.cumsum(self.num_examples) - self.num_examples
-        shortest, longest, total = (ufunc.reduceat(lengths_E, first_N) for ufunc in (np.minimum, np.maximum, np.add))
-        return TextsOfClients(shortest, longest, total / self.num_examples)
+        return self.task.partition.counts
