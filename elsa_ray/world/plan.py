@@ -65,6 +65,10 @@ class _Columns:
         names = [field.name for field in fields(self)]  # type: ignore[arg-type]
         return type(self)(**{name: getattr(self, name)[np.asarray(rows)] for name in names})
 
+    def with_columns(self, **columns: Ints) -> Self:
+        """Return the same rows with some columns replaced."""
+        return type(self)(**{**vars(self), **columns})
+
     @classmethod
     def concatenate(cls, tables: Sequence[Self]) -> Self:
         """Return the tables' rows one after another."""
