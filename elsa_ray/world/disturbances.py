@@ -9,7 +9,6 @@ Shapes: A activities of a plan, W its work items, N clients.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import IntEnum
 
 import numpy as np
 from scipy.special import ndtri
@@ -17,53 +16,9 @@ from scipy.special import ndtri
 from elsa_ray.config.faults import FaultsConfig, FixedSlowdown, LognormalSlowdown, ParetoSlowdown, StragglersConfig
 from elsa_ray.world.draws import uniforms
 from elsa_ray.world.faults import Spell
-from elsa_ray.world.plan import ActivityKind, Columns, Floats, Ints, Plan
+from elsa_ray.world.plan import ActivityKind, Floats, Ints, Plan
 from elsa_ray.world.roles import Role
-
-ONCE = 1
-
-
-class Cause(IntEnum):
-    """Why work ended without arriving."""
-
-    NONE = 0
-    DEADLINE = 1
-    QUORUM = 2
-    CLIENT_BUSY = 3
-    CLIENT_OFF = 4
-    BEFORE_TRAINING = 5
-    DURING_TRAINING = 6
-    AFTER_TRAINING = 7
-    CORRUPTED = 8
-    EDGE_CRASHED = 9
-
-    @property
-    def label(self) -> str:
-        """The name in records."""
-        return self.name.lower()
-
-
-@dataclass(frozen=True)
-class Troubles(Columns):
-    """What happens to single activities, a row each.
-
-    Attributes:
-        slowdown: a computation takes so many times as long.
-        sendings: how often a transfer is sent until it arrives unspoilt; negative: so often, and then it is given up.
-        stop_share: the work stops when this part of the activity is done; NaN for never, 1 for its end.
-        cause: why it stops, a Cause.
-    """
-
-    slowdown: Floats
-    sendings: Ints
-    stop_share: Floats
-    cause: Ints
-
-    @classmethod
-    def none(cls, count: int) -> Troubles:
-        """Return rows in which nothing happens."""
-        return cls(np.ones(count), np.full(count, ONCE, np.int64), np.full(count, np.nan), np.zeros(count, np.int64))
-
+from elsa_ray.world.troubles import Cause, Troubles
 
 @dataclass(frozen=True)
 class Disturbances:
@@ -73,13 +28,11 @@ class Disturbances:
         troubles: of the plan's activities, in order; None where nothing happens to any.
         off_seconds: when each client [N] goes off, in absolute seconds; None where none ever does.
         spells: faults of links, edges and the cloud.
-        slowdown: of the clients [N]; None where none is slowed.
     """
 
     troubles: Troubles | None = None
     off_seconds: Floats | None = None
     spells: tuple[Spell, ...] = ()
-    slowdown: Floats | None = None
 
 
 UNDISTURBED = Disturbances()
@@ -122,12 +75,13 @@ def troubles_of(
         own &= activities.source == client_nodes[np.where(of_work, activities.client, 0)]
         troubles.slowdown[own] = slowdown[activities.client[own]]
     if corruption is not None:
-        sent = np.flatnonzero(of_work & (activities.kind == ActivityKind.TRANSFER))
+        is_sent = of_work & (activities.kind == ActivityKind.TRANSFER) & (activities.source != activities.target)
+        sent = np.flatnonzero(is_sent)
         u = uniforms(sent, seed, "corruption", plan.round_index)
         # So many sendings are spoilt one after the other: a geometric draw.
         spoilt = np.floor(np.log(u) / np.log(corruption.probability)).astype(np.int64)
-        is_lost = spoilt >= corruption.max_tries
-        troubles.sendings[sent] = np.where(is_lost, -corruption.max_tries, spoilt + 1)
+        troubles.spoilt[sent] = np.minimum(spoilt, corruption.max_tries)
+        troubles.is_lost[sent] = spoilt >= corruption.max_tries
     if drops and len(plan.work):
         _draw_dropouts(config, plan, client_nodes, seed, troubles)
     return troubles

@@ -55,11 +55,15 @@ class Fault:
 
 @dataclass(frozen=True)
 class Spell:
-    """A fault at its time, in absolute seconds; it holds from ``begin_seconds`` on, and no more at ``end_seconds``."""
+    """A fault at its time, in absolute seconds; it holds from ``begin_seconds`` on, and no more at ``end_seconds``.
+
+    ``is_new`` marks one that has become known with the round that is played, so that it may begin at its very start.
+    """
 
     fault: Fault
     begin_seconds: float
     end_seconds: float
+    is_new: bool
 
 
 def make_faults(config: FaultsConfig, network: Network, seed: int) -> tuple[Fault, ...]:
@@ -103,12 +107,18 @@ def begins_in_round(faults: Sequence[Fault], before: FaultBegins, round_index: i
     return (*before, *new)
 
 
-def spells_of(faults: Sequence[Fault], begins: FaultBegins) -> tuple[Spell, ...]:
-    """Return the faults whose time is known: those that count from the start of the run, and those that have begun."""
+def spells_of(faults: Sequence[Fault], begins: FaultBegins, round_index: int) -> tuple[Spell, ...]:
+    """Return the faults whose time is known: those that count from the start of the run, and those that have begun.
+
+    Args:
+        faults: all.
+        begins: of those that count from a round.
+        round_index: of the round that is played.
+    """
     known = [(number, fault.start_seconds) for number, fault in enumerate(faults) if fault.round_index is None]
+    timed = [(faults[number], begin) for number, begin in sorted([*known, *begins])]
     return tuple(
-        Spell(faults[number], begin, begin + faults[number].duration_seconds)
-        for number, begin in sorted([*known, *begins])
+        Spell(fault, begin, begin + fault.duration_seconds, fault.round_index == round_index) for fault, begin in timed
     )
 
 

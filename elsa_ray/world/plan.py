@@ -54,7 +54,7 @@ class WorkKey(NamedTuple):
     client: int
 
 
-class _Columns:
+class Columns:
     """Rows as equally long arrays."""
 
     def __len__(self) -> int:
@@ -82,7 +82,7 @@ class _Columns:
 
 
 @dataclass(frozen=True)
-class Activities(_Columns):
+class Activities(Columns):
     """One row an activity.
 
     Attributes:
@@ -112,7 +112,7 @@ class Activities(_Columns):
 
 
 @dataclass(frozen=True)
-class WorkItems(_Columns):
+class WorkItems(Columns):
     """One row a work item.
 
     Attributes:
@@ -143,7 +143,7 @@ class WorkItems(_Columns):
 
 
 @dataclass(frozen=True)
-class Gathers(_Columns):
+class Gathers(Columns):
     """One row a gather.
 
     Attributes:
@@ -152,6 +152,7 @@ class Gathers(_Columns):
         edge_round: its ordinal at that node.
         opener: row of the activity whose end opens it; -1 is the start of the plan.
         deadline_seconds: counted from the opening; infinite without one.
+        quorum: so many of its own members' arrivals close it; 0 for all.
     """
 
     activity: Ints
@@ -159,6 +160,7 @@ class Gathers(_Columns):
     edge_round: Ints
     opener: Ints
     deadline_seconds: Floats
+    quorum: Ints
 
 
 @dataclass(frozen=True)
@@ -196,7 +198,7 @@ class PlanBuilder:
         self._successors: list[Ints] = []
         self._work: list[WorkItems] = []
         self._num_work = 0
-        self._gathers: list[tuple[int, int, int, int, float]] = []
+        self._gathers: list[tuple[int, int, int, int, float, int]] = []
 
     def work_items(self, **columns: npt.ArrayLike) -> Ints:
         """Add work items; returns their rows. Columns as in WorkItems without ``round_index``."""
@@ -221,14 +223,30 @@ class PlanBuilder:
         return self._add(ActivityKind.COMPUTE, after, {**at, **columns})
 
     def gather(
-        self, node: int, waits_for: npt.ArrayLike, *, edge_round: int, opener: int, deadline_seconds: float | None
+        self,
+        node: int,
+        waits_for: npt.ArrayLike,
+        *,
+        edge_round: int,
+        opener: int,
+        deadline_seconds: float | None,
+        quorum: int = 0,
     ) -> int:
-        """Add a gather at a node; returns its activity's row. ``opener`` -1 is the start of the plan."""
+        """Add a gather at a node; returns its activity's row.
+
+        Args:
+            node: the edge or the cloud.
+            waits_for: rows that must end first.
+            edge_round: its ordinal at that node.
+            opener: row whose end opens it; -1 is the start of the plan.
+            deadline_seconds: counted from the opening; None for none.
+            quorum: so many of its own members' arrivals close it; 0 for all.
+        """
         at = {"client": -1, "source": node, "target": node, "label": 0, "num_bytes": 0, "uncompressed_bytes": 0}
         (row,) = self._add(ActivityKind.GATHER, (), {**at, "flops": 0})
         self.depend(row, waits_for)
         deadline = np.inf if deadline_seconds is None else deadline_seconds
-        self._gathers.append((int(row), node, edge_round, opener, deadline))
+        self._gathers.append((int(row), node, edge_round, opener, deadline, quorum))
         return int(row)
 
     @property
@@ -250,13 +268,14 @@ class PlanBuilder:
 
     def build(self, *, keep_late: bool, parked_clients: Sequence[int] = ()) -> Plan:
         """Return the plan."""
-        activity, node, edge_round, opener, deadlines = zip(*self._gathers, strict=True)
+        activity, node, edge_round, opener, deadlines, quorum = zip(*self._gathers, strict=True)
         gathers = Gathers(
             activity=np.array(activity, np.int64),
             node=np.array(node, np.int64),
             edge_round=np.array(edge_round, np.int64),
             opener=np.array(opener, np.int64),
             deadline_seconds=np.array(deadlines, np.float64),
+            quorum=np.array(quorum, np.int64),
         )
         return Plan(
             round_index=self._round_index,
