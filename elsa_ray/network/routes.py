@@ -55,6 +55,11 @@ class Router:
         self._trees_from: dict[int, _Tree] = {}
         self._trees_to: dict[int, _Tree] = {}
 
+    @property
+    def network(self) -> Network:
+        """The network that the routes are in."""
+        return self._network
+
     def route(self, source: int, target: int) -> Route | None:
         """Return the route between two nodes, by index, or None where there is none.
 

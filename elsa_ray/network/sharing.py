@@ -10,10 +10,12 @@ import heapq
 import math
 from collections.abc import Iterable, Sequence
 
+from elsa_ray.network.instants import SAME_INSTANT
+from elsa_ray.network.instants import is_same_instant as _is_same_instant
 from elsa_ray.network.max_min import max_min_rates
 
-SAME_INSTANT = 1e-12
-"""Times that differ by less than this, relatively, are one instant."""
+__all__ = ["SAME_INSTANT", "FluidSharing"]
+
 _SURELY_SLACK = 1 - 1e-6
 """Below this part of a capacity, rounding of the sum of its flows' demands cannot matter."""
 
@@ -30,7 +32,7 @@ class FluidSharing:
         """Share these capacities, in bytes per second; flows name them by their place.
 
         Raises:
-            ValueError: one is no finite number > 0.
+            ValueError: one is no finite number > 0; ``set_capacity`` may lower it to 0 later.
         """
         self._capacity = [float(value) for value in capacity_bytes_per_second]
         if not all(0 < value < math.inf for value in self._capacity):
@@ -51,6 +53,9 @@ class FluidSharing:
         capacities: Sequence[int],
         now: float,
         coefficients: Sequence[float] | None = None,
+        *,
+        weight: float = 1.0,
+        bound_bytes_per_second: float = math.inf,
     ) -> None:
         """Start a flow of ``num_bytes`` over the capacities, at ``now`` seconds.
 
@@ -60,6 +65,8 @@ class FluidSharing:
             capacities: indices; one that occurs twice is used twice.
             now: seconds, no earlier than any time given before.
             coefficients: how much a byte of the flow loads each of the capacities; 1 where not given.
+            weight: > 0; where a capacity is contended, rates over weights are equal.
+            bound_bytes_per_second: what the flow cannot exceed.
 
         Raises:
             ValueError: the id is taken, the clock would go back, or a completion before ``now`` was not collected.
@@ -70,9 +77,12 @@ class FluidSharing:
         load: dict[int, float] = {}
         for position, capacity in enumerate(capacities):
             load[capacity] = load.get(capacity, 0.0) + (1.0 if coefficients is None else coefficients[position])
-        uses = tuple((int(capacity), coefficient) for capacity, coefficient in load.items() if coefficient > 0)
+        # All else is in levels: rate over weight.
+        uses = tuple((int(capacity), coefficient * weight) for capacity, coefficient in load.items() if coefficient > 0)
+        limit = bound_bytes_per_second / weight
         bound = min((self._capacity[capacity] / coefficient for capacity, coefficient in uses), default=math.inf)
-        self._flows[flow_id] = _Flow(float(num_bytes), uses, bound, self._clock)
+        bound = min(bound, limit)
+        self._flows[flow_id] = _Flow(float(num_bytes) / weight, uses, bound, self._clock, weight, limit)
         self._new[flow_id] = None
         for capacity, coefficient in uses:
             self._flows_on.setdefault(capacity, {})[flow_id] = None
@@ -87,9 +97,30 @@ class FluidSharing:
             ValueError: as for ``start``.
         """
         self._move_clock(now)
-        remaining = self._flows[flow_id].remaining_at(self._clock)
+        flow = self._flows[flow_id]
+        remaining = flow.remaining_at(self._clock) * flow.weight
         self._remove(flow_id)
         return remaining
+
+    def set_capacity(self, capacity: int, bytes_per_second: float, now: float) -> None:
+        """Change a capacity at ``now`` seconds; at 0 the flows that cross it stand still until it is changed again.
+
+        Raises:
+            ValueError: the new capacity is no finite number >= 0, or as for ``start``.
+        """
+        if not 0 <= bytes_per_second < math.inf:
+            raise ValueError("capacities must be finite numbers >= 0")
+        self._move_clock(now)
+        self._capacity[capacity] = float(bytes_per_second)
+        for flow_id in self._flows_on.get(capacity, ()):
+            flow = self._flows[flow_id]
+            bound = min(self._capacity[crossed] / coefficient for crossed, coefficient in flow.uses)
+            bound = min(bound, flow.limit)
+            for crossed, coefficient in flow.uses:
+                self._demand[crossed] += coefficient * (bound - flow.bound)
+                self._touched[crossed] = None
+            flow.bound = bound
+            self._new[flow_id] = None
 
     def next_completion(self) -> float | None:
         """Return when, in absolute seconds, the next flow completes if nothing changes before; None without flows."""
@@ -98,7 +129,7 @@ class FluidSharing:
             finish, flow_id = self._completions[0]
             flow = self._flows.get(flow_id)
             if flow is not None and flow.finish == finish:
-                return finish
+                return finish if finish < math.inf else None
             heapq.heappop(self._completions)
         return None
 
@@ -130,12 +161,12 @@ class FluidSharing:
             ValueError: as for ``start``.
         """
         self._move_clock(now)
-        return {flow_id: flow.remaining_at(self._clock) for flow_id, flow in self._flows.items()}
+        return {flow_id: flow.remaining_at(self._clock) * flow.weight for flow_id, flow in self._flows.items()}
 
     def rates(self) -> dict[int, float]:
         """Return the present rate of each active flow, in bytes per second; inf where it crosses no capacity."""
         self._share()
-        return {flow_id: flow.rate for flow_id, flow in self._flows.items()}
+        return {flow_id: flow.rate * flow.weight for flow_id, flow in self._flows.items()}
 
     def _move_clock(self, now: float) -> None:
         if now <= self._clock:
@@ -181,11 +212,13 @@ class FluidSharing:
         )
         now = self._clock
         for (flow_id, flow), rate in zip(flows.items(), rates, strict=True):
+            if flow.left_bytes == 0 and flow.rate == 0:
+                rate = math.inf  # nothing to carry: not even a link that is down holds it up
             if rate != flow.rate:  # else the predicted completion stands, and gathers no rounding
                 flow.left_bytes = flow.remaining_at(now)
                 flow.since = now
                 flow.rate = rate
-                flow.finish = now + flow.left_bytes / rate
+                flow.finish = now + flow.left_bytes / rate if rate > 0 else math.inf
                 heapq.heappush(self._completions, (flow.finish, flow_id))
         if len(self._completions) > 4 * len(self._flows) + 64:
             self._completions = [(flow.finish, flow_id) for flow_id, flow in self._flows.items()]
@@ -234,9 +267,19 @@ class FluidSharing:
 class _Flow:
     """An active flow: the bytes left at ``since``, and its rate and predicted completion from then on."""
 
-    __slots__ = ("bound", "finish", "left_bytes", "rate", "since", "ties", "uses")
+    __slots__ = ("bound", "finish", "left_bytes", "limit", "rate", "since", "ties", "uses", "weight")
 
-    def __init__(self, num_bytes: float, uses: tuple[tuple[int, float], ...], bound: float, now: float) -> None:
+    def __init__(
+        self,
+        num_bytes: float,
+        uses: tuple[tuple[int, float], ...],
+        bound: float,
+        now: float,
+        weight: float,
+        limit: float,
+    ) -> None:
+        self.weight = weight
+        self.limit = limit
         self.left_bytes = num_bytes
         self.uses = uses
         self.ties: list[tuple[int, float]] = []  # the uses of contended capacities
@@ -252,7 +295,3 @@ class _Flow:
         if now <= self.since:
             return self.left_bytes
         return max(0.0, self.left_bytes - self.rate * (now - self.since))
-
-
-def _is_same_instant(first: float, second: float) -> bool:
-    return math.isclose(first, second, rel_tol=SAME_INSTANT, abs_tol=0.0)

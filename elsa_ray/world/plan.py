@@ -54,7 +54,7 @@ class WorkKey(NamedTuple):
     client: int
 
 
-class _Columns:
+class Columns:
     """Rows as equally long arrays."""
 
     types: ClassVar[dict[str, type[np.number[Any]]]] = {}
@@ -70,7 +70,7 @@ class _Columns:
 
     def with_columns(self, **columns: Ints) -> Self:
         """Return the same rows with some columns replaced."""
-        cast = {name: np.asarray(column, self.type_of(name)) for name, column in columns.items()}
+        cast = {name: np.asarray(column, getattr(self, name).dtype) for name, column in columns.items()}
         return type(self)(**{**vars(self), **cast})
 
     @classmethod
@@ -95,7 +95,7 @@ class _Columns:
 
 
 @dataclass(frozen=True)
-class Activities(_Columns):
+class Activities(Columns):
     """One row an activity.
 
     Attributes:
@@ -130,7 +130,7 @@ class Activities(_Columns):
 
 
 @dataclass(frozen=True)
-class WorkItems(_Columns):
+class WorkItems(Columns):
     """One row a work item.
 
     Attributes:
@@ -161,7 +161,7 @@ class WorkItems(_Columns):
 
 
 @dataclass(frozen=True)
-class Gathers(_Columns):
+class Gathers(Columns):
     """One row a gather.
 
     Attributes:
@@ -170,6 +170,7 @@ class Gathers(_Columns):
         edge_round: its ordinal at that node.
         opener: row of the activity whose end opens it; -1 is the start of the plan.
         deadline_seconds: counted from the opening; infinite without one.
+        quorum: so many of its own members' arrivals close it; 0 for all.
     """
 
     types = {"deadline_seconds": np.float64}
@@ -179,6 +180,7 @@ class Gathers(_Columns):
     edge_round: Ints
     opener: Ints
     deadline_seconds: Floats
+    quorum: Ints
 
 
 @dataclass(frozen=True)
@@ -249,17 +251,24 @@ class PlanBuilder:
         edge_round: int,
         opener: npt.ArrayLike,
         deadline_seconds: float | None,
+        quorum: npt.ArrayLike = 0,
         group: npt.ArrayLike = 0,
     ) -> Ints:
-        """Add a gather at each of some nodes; returns their activities' rows.
+        """Add a gather at each of some nodes; returns their activities' rows. ``depend`` says what they wait for.
 
-        ``opener`` -1 is the start of the plan. What they wait for is told with ``depend``.
+        Args:
+            node: the edges, or the cloud.
+            edge_round: its ordinal at that node.
+            opener: rows whose end opens them; -1 is the start of the plan.
+            deadline_seconds: counted from the opening; None for none.
+            quorum: so many of its own members' arrivals close one; 0 for all.
+            group: of the rows.
         """
         at = {"client": -1, "source": node, "target": node, "label": 0, "num_bytes": 0, "uncompressed_bytes": 0}
         rows = self._add(ActivityKind.GATHER, (), group, {**at, "flops": 0})
         deadline = np.inf if deadline_seconds is None else deadline_seconds
         columns = {"node": node, "edge_round": edge_round, "opener": opener, "deadline_seconds": deadline}
-        self._gathers.add(group, {"activity": rows, **columns})
+        self._gathers.add(group, {"activity": rows, "quorum": quorum, **columns})
         return rows
 
     def gather(
@@ -270,11 +279,12 @@ class PlanBuilder:
         edge_round: int,
         opener: int,
         deadline_seconds: float | None,
+        quorum: int = 0,
         group: int = 0,
     ) -> int:
-        """Add a gather at a node; returns its activity's row. ``opener`` -1 is the start of the plan."""
+        """Add one gather that waits for some rows; returns its activity's row. See ``gathers``."""
         (row,) = self.gathers(
-            node, edge_round=edge_round, opener=opener, deadline_seconds=deadline_seconds, group=group
+            node, edge_round=edge_round, opener=opener, deadline_seconds=deadline_seconds, quorum=quorum, group=group
         ).tolist()
         self.depend(row, waits_for)
         return int(row)
@@ -323,7 +333,7 @@ class PlanBuilder:
         return rows
 
 
-Table = TypeVar("Table", bound=_Columns)
+Table = TypeVar("Table", bound=Columns)
 
 
 class _Chunks(Generic[Table]):

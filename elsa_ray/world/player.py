@@ -1,7 +1,8 @@
 """Plays a plan: a discrete-event simulation on SimPy of transfers, computations and gathers.
 
-Everything that falls on one instant is handled together, in the order of the rows: first what ends, then deadlines,
-then what may start. So the log does not depend on the order in which equal times were scheduled.
+Everything that falls on one instant is handled together, in the order of the rows: first what ends, then turns of the
+world (faults, clients that go off), then deadlines and quorums, then what may start. So the log does not depend on the
+order in which equal times were scheduled.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from heapq import heappop, heappush
@@ -20,9 +21,15 @@ import simpy
 
 from elsa_ray.network.sharing import SAME_INSTANT, FluidSharing
 from elsa_ray.world.compute import ComputeSlots
+from elsa_ray.world.disturbances import UNDISTURBED, Disturbances
+from elsa_ray.world.faults import Spell, Target
+from elsa_ray.world.incidents import IncidentKind, IncidentLog
 from elsa_ray.world.plan import Activities, ActivityKind, Floats, Ints, Plan, WorkItems, WorkKey
+from elsa_ray.world.roles import Role
 from elsa_ray.world.rows import Rows
 from elsa_ray.world.timeline import Outcome, Timeline, WorldState
+from elsa_ray.world.troubles import Cause, Troubles
+from elsa_ray.world.turns import Health, TurnKind, Turns
 
 
 class Path(Protocol):
@@ -57,16 +64,26 @@ class Field:
         capacity_bytes_per_second: by capacity index.
         flops_per_second: of one slot, by node index.
         slots: computations at once, by node index.
+        client_nodes: node index by client; needed only where clients go off.
     """
 
     find_path: Callable[[int, int], Path]
     capacity_bytes_per_second: Sequence[float]
     flops_per_second: Sequence[float]
     slots: Sequence[int]
+    client_nodes: Sequence[int] = ()
 
 
-def play(plan: Plan, state: WorldState, field: Field) -> tuple[Timeline, WorldState]:
+def play(
+    plan: Plan, state: WorldState, field: Field, disturbances: Disturbances = UNDISTURBED
+) -> tuple[Timeline, WorldState]:
     """Play one round on top of what still goes on, and stop when the plan's last gather has closed.
+
+    Args:
+        plan: of the round.
+        state: of the world before it.
+        field: what does not change.
+        disturbances: faults and the like.
 
     Returns:
         The timeline of all activities of the state and the plan, and the state after the round.
@@ -74,7 +91,7 @@ def play(plan: Plan, state: WorldState, field: Field) -> tuple[Timeline, WorldSt
     Raises:
         RuntimeError: the plan can never end (a dependency without end), which is a protocol's mistake.
     """
-    player = _Player(plan, state, field)
+    player = _Player(plan, state, field, disturbances)
     environment = simpy.Environment(initial_time=state.clock_seconds)
     environment.run(environment.process(player.run(environment)))
     return player.timeline(), player.state()
@@ -82,7 +99,7 @@ def play(plan: Plan, state: WorldState, field: Field) -> tuple[Timeline, WorldSt
 
 _TRANSFER, _COMPUTE, _GATHER = (int(kind) for kind in ActivityKind)
 _WAITING, _QUEUED, _LATENCY, _FLOWING, _COMPUTING, _ENDED = (int(phase) for phase in Phase)
-_ENDS_WORK, _OPENS_GATHERS = 1, 2
+_ENDS_WORK, _OPENS_GATHERS, _TROUBLED = 1, 2, 4
 
 
 class _Player:
@@ -92,9 +109,9 @@ class _Player:
     starts: ``_start_transfer`` and ``_fill_slots``. ``_abandon`` stops all that a work item still does.
     """
 
-    def __init__(self, plan: Plan, state: WorldState, field: Field) -> None:
+    def __init__(self, plan: Plan, state: WorldState, field: Field, disturbances: Disturbances) -> None:
         self._plan, self._before, self._field = plan, state, field
-        self._rows = rows = Rows(state, plan, field.flops_per_second)
+        self._rows = rows = Rows(state, plan, field.flops_per_second, disturbances.troubles)
         count = len(rows)
         self._phase, self._outcome = bytearray(count), bytearray([Outcome.PENDING]) * count
         self._start, self._finish = (array("d", [math.nan]) * count for _ in range(2))
@@ -102,7 +119,8 @@ class _Player:
         self._broken_off_bytes: dict[int, int] = {}  # what the links carried of a transfer before it was stopped
         self._notable = bytearray(count)
         self._unfinished_at = self._unfinished_work()
-        self._abandoned: dict[Outcome, list[WorkKey]] = {Outcome.DROPPED: [], Outcome.SKIPPED: []}
+        self._dropped: list[tuple[WorkKey, Cause, float]] = []
+        self._skipped: list[WorkKey] = []
         self._inbox: dict[int, list[WorkKey]] = defaultdict(list)
         for node, key in state.inbox:
             self._inbox[node].append(key)
@@ -115,22 +133,32 @@ class _Player:
                 self._notable[opening_row] |= _OPENS_GATHERS
         self._late_for: dict[int, list[int]] = defaultdict(list)  # gathers that wait for a row beyond the plan
         self._num_members = Counter(plan.work.gather.tolist())
+        self._quorum_left = plan.gathers.quorum.tolist()  # 0 where there is none
         self._arrivals: list[tuple[WorkKey, ...]] = [()] * len(plan.gathers)
         self._links = FluidSharing(field.capacity_bytes_per_second)
         self._slots = ComputeSlots(field.slots)
         self._timers: list[tuple[float, int]] = []
         self._deadlines: list[tuple[float, int]] = []
         self._ready: list[int] = []
+        self._spells = disturbances.spells
+        self._turns = Turns(disturbances, rows.work.client, state.settled_seconds)
+        self._health = Health(field.capacity_bytes_per_second)
+        self._held: list[int] = []  # gathers that are due while their node does not answer
+        self._lost_nodes: set[int] = set()
+        self._incidents = IncidentLog()
+        self._spoilt, self._resent = self._mark_troubles(rows.troubles)
         self._now = state.clock_seconds
         self._over = False
 
     def run(self, environment: simpy.Environment) -> Generator[simpy.Event, None, None]:
         """Advance the clock from instant to instant until the last gather has closed."""
         self._resume()
+        self._resume_spells()
         self._open_gathers(-1)
         waits_for = np.frombuffer(self._waits_for, np.intc)
         self._ready = np.flatnonzero(waits_for == 0).tolist()
         del waits_for
+        self._take_turns(self._now)
         self._start_ready()
         while not self._over:
             instant = self._next_instant()
@@ -142,7 +170,7 @@ class _Player:
             self._handle_instant()
 
     def _handle_instant(self) -> None:
-        """Let end what ends now, close what is due, and start what may start."""
+        """Let end what ends now, turn the world, close what is due, and start what may start."""
         limit = self._now * (1 + SAME_INSTANT)
         due = [row for row, _ in self._links.complete_until(self._now)]
         due += _pop_due(self._timers, limit)
@@ -154,6 +182,7 @@ class _Player:
                 self._start_flow(row, self._rows.num_bytes[row])
             elif phase != _ENDED:
                 self._end(row)
+        self._take_turns(limit)
         for row in sorted(_pop_due(self._deadlines, limit)):
             self._close(row)
         self._start_ready()
@@ -161,7 +190,12 @@ class _Player:
     def _next_instant(self) -> float | None:
         times = [heap[0][0] for heap in (self._timers, self._deadlines) if heap]
         flow = self._links.next_completion()
-        return min([*times, flow] if flow is not None else times, default=None)
+        if flow is not None:
+            times.append(flow)
+        turn = self._turns.next_seconds()
+        if turn < math.inf:
+            times.append(turn)
+        return min(times, default=None)
 
     def _start_ready(self) -> None:
         """Start what waits for nothing any more, in the order of the rows, then fill freed slots."""
@@ -185,8 +219,12 @@ class _Player:
         source, target = self._rows.source[row], self._rows.target[row]
         if source == target:
             self._end(row)
-            return
-        latency_seconds = self._field.find_path(source, target).latency_seconds
+        else:
+            self._send(row)
+
+    def _send(self, row: int) -> None:
+        """Put a transfer on its way, for the first time or once more."""
+        latency_seconds = self._field.find_path(self._rows.source[row], self._rows.target[row]).latency_seconds
         if latency_seconds > 0:
             self._phase[row] = _LATENCY
             heappush(self._timers, (self._now + latency_seconds, row))
@@ -211,8 +249,11 @@ class _Player:
         """Mark an activity as done and count it off at those that wait for it."""
         if self._phase[row] == _COMPUTING:
             self._slots.release(self._rows.source[row])
+        notable = self._notable[row]
+        if notable & _TROUBLED and self._meet_trouble(row):
+            return
         self._settle(row, Outcome.DONE)
-        if self._notable[row]:
+        if notable:
             self._tell_gathers(row)
         self._release_successors(row)
 
@@ -222,6 +263,7 @@ class _Player:
             work, node = self._rows.work_of[row], self._rows.target[row]
             self._unfinished_at[node].discard(work)
             self._inbox[node].append(self._rows.work.key(work))
+            self._count_for_quorum(int(self._rows.work.gather[work]))
         if self._notable[row] & _OPENS_GATHERS:
             self._open_gathers(row)
 
@@ -248,6 +290,9 @@ class _Player:
             return
         gather = self._gather_of_row[row]
         node = int(self._plan.gathers.node[gather])
+        if self._health.is_silent(node):
+            self._held.append(row)
+            return
         self._arrivals[gather] = tuple(sorted(self._inbox.pop(node, ())))
         self._start[row] = self._now
         self._settle(row, Outcome.DONE)
@@ -262,13 +307,22 @@ class _Player:
         here = sorted(self._unfinished_at[node])
         late = [work for work in here if self._edge_round_in_plan(work) <= edge_round]
         if not self._plan.keep_late:
+            has_quorum = self._plan.gathers.quorum[gather] > 0 and self._quorum_left[gather] <= 0
             for work in late:
-                self._abandon(work, Outcome.DROPPED)
+                self._drop(work, Cause.QUORUM if has_quorum else Cause.DEADLINE)
             return
         busy = {int(self._rows.work.client[work]) for work in late}
         for work in here:
             if self._edge_round_in_plan(work) == edge_round + 1 and int(self._rows.work.client[work]) in busy:
+                self._skipped.append(self._rows.work.key(work))
                 self._abandon(work, Outcome.SKIPPED)
+
+    def _count_for_quorum(self, gather: int) -> None:
+        """Count the arrival of a gather's own member; the last one that is needed closes it at this instant."""
+        if gather >= 0 and self._quorum_left[gather] > 0:
+            self._quorum_left[gather] -= 1
+            if self._quorum_left[gather] == 0:
+                heappush(self._deadlines, (self._now, int(self._plan.gathers.activity[gather]) + self._rows.offset))
 
     def _unfinished_work(self) -> dict[int, set[int]]:
         """Return the work that goes on, by the node that gathers it: where its last activity ends."""
@@ -284,28 +338,156 @@ class _Player:
         gather = int(self._rows.work.gather[work])
         return int(self._plan.gathers.edge_round[gather]) if gather >= 0 else -1
 
+    def _drop(self, work: int, cause: Cause) -> None:
+        """Give a work item up."""
+        self._dropped.append((self._rows.work.key(work), cause, self._now))
+        self._abandon(work, Outcome.DROPPED)
+
     def _abandon(self, work: int, outcome: Outcome) -> None:
         """Stop all activities of a work item; those that wait for it wait no longer."""
         for row in self._rows.rows_of_work(work):
-            phase = self._phase[row]
-            if phase == _ENDED:
-                continue
-            if phase == _FLOWING:
-                left = self._links.stop(row, self._now)
-                self._broken_off_bytes[row] = self._rows.num_bytes[row] - round(left)
-            elif phase == _COMPUTING:
-                self._slots.release(self._rows.source[row])
-            elif phase == _QUEUED:
-                self._slots.withdraw(self._rows.source[row], row)
-            self._settle(row, outcome)
-            for successor in self._successors(row):
-                if self._rows.work_of[successor] != work:
-                    self._waits_for[successor] -= 1
-                    if self._waits_for[successor] == 0:
-                        heappush(self._ready, successor)
+            if self._phase[row] != _ENDED:
+                self._break_off(row, outcome)
         self._unfinished_at[self._rows.target[int(self._rows.last_row_of_work[work])]].discard(work)
         self._num_members[int(self._rows.work.gather[work])] -= 1
-        self._abandoned[outcome].append(self._rows.work.key(work))
+
+    def _break_off(self, row: int, outcome: Outcome) -> None:
+        """Stop an activity; rows of others that wait for it wait no longer."""
+        phase = self._phase[row]
+        if phase == _FLOWING:
+            left = self._links.stop(row, self._now)
+            self._broken_off_bytes[row] = self._rows.num_bytes[row] - round(left)
+        elif phase == _COMPUTING:
+            self._slots.release(self._rows.source[row])
+        elif phase == _QUEUED:
+            self._slots.withdraw(self._rows.source[row], row)
+        self._settle(row, outcome)
+        work = self._rows.work_of[row]
+        for successor in self._successors(row):
+            if work < 0 or self._rows.work_of[successor] != work:
+                self._waits_for[successor] -= 1
+                if self._waits_for[successor] == 0:
+                    heappush(self._ready, successor)
+
+    def _mark_troubles(self, troubles: Troubles | None) -> tuple[dict[int, int], dict[int, int]]:
+        """Mark the rows that something befalls; returns spoilt sendings to come, and those that have been, by row."""
+        if troubles is None:
+            return {}, {}
+        for row in np.flatnonzero((troubles.cause != Cause.NONE) | (troubles.spoilt > 0)).tolist():
+            self._notable[row] |= _TROUBLED
+        columns = (troubles.spoilt, troubles.resent)
+        spoilt, resent = ({row: int(column[row]) for row in np.flatnonzero(column).tolist()} for column in columns)
+        return spoilt, resent
+
+    def _meet_trouble(self, row: int) -> bool:
+        """Let befall a row that would have ended now what is to befall it; tell whether it has not ended well."""
+        troubles, work = self._rows.troubles, self._rows.work_of[row]
+        assert troubles is not None
+        self._phase[row] = _LATENCY  # it is in no slot and on no link any more
+        if self._spoilt.get(row, 0) > 0:
+            self._spoilt[row] -= 1
+            self._resent[row] = self._resent.get(row, 0) + 1
+            self._tell_of_spoilt(row)
+            if self._spoilt[row] == 0 and troubles.is_lost[row]:
+                self._drop(work, Cause.CORRUPTED)
+            else:
+                self._send(row)
+            return True
+        cause = Cause(int(troubles.cause[row]))
+        if cause is Cause.NONE:
+            return False
+        if cause is Cause.BEFORE_TRAINING:
+            self._settle(row, Outcome.DONE)
+        elif cause is Cause.AFTER_TRAINING:
+            self._broken_off_bytes[row] = self._rows.num_bytes[row]
+        self._drop(work, cause)
+        return True
+
+    def _tell_of_spoilt(self, row: int) -> None:
+        role = Role(int(self._rows.activities.label[row])).label
+        self._incidents.add(
+            IncidentKind.PAYLOAD_CORRUPTED,
+            self._now,
+            node=self._rows.target[row],
+            client=int(self._rows.activities.client[row]),
+            detail=f"{role}, sending {self._resent[row]}",
+        )
+
+    def _resume_spells(self) -> None:
+        """Let the faults hold that held at the end of the last round."""
+        settled = self._before.settled_seconds
+        for spell in self._spells:
+            if not spell.is_new and spell.begin_seconds <= settled < spell.end_seconds:
+                self._set_capacities(self._health.begin(spell))
+                if spell.fault.target is Target.EDGE:
+                    self._lose_node(spell.fault.node)
+
+    def _take_turns(self, limit: float) -> None:
+        """Let faults begin and end, and clients go off, that do so by ``limit``."""
+        while self._turns.next_seconds() <= limit:
+            seconds, kind, subject = self._turns.pop()
+            if kind is TurnKind.CLIENT_OFF:
+                self._go_off(subject, seconds)
+            elif kind is TurnKind.BEGINS:
+                self._begin_spell(self._spells[subject], seconds)
+            else:
+                self._end_spell(self._spells[subject], seconds)
+
+    def _begin_spell(self, spell: Spell, seconds: float) -> None:
+        fault = spell.fault
+        kind = (IncidentKind.LINKS_DEGRADED, IncidentKind.EDGE_CRASHED, IncidentKind.CLOUD_DOWN)[fault.target]
+        detail = f"{fault.name}, {fault.factor:g} of the bandwidth" if fault.target is Target.LINKS else fault.name
+        self._incidents.add(kind, seconds, node=fault.node, detail=detail)
+        self._set_capacities(self._health.begin(spell))
+        if fault.target is Target.EDGE:
+            self._lose_node(fault.node)
+
+    def _end_spell(self, spell: Spell, seconds: float) -> None:
+        fault = spell.fault
+        kind = (IncidentKind.LINKS_RESTORED, IncidentKind.EDGE_RECOVERED, IncidentKind.CLOUD_UP)[fault.target]
+        self._incidents.add(kind, seconds, node=fault.node, detail=fault.name)
+        self._set_capacities(self._health.end(spell))
+        if fault.target is Target.CLOUD and not self._health.is_silent(fault.node):
+            for row in self._held:
+                heappush(self._deadlines, (self._now, row))
+            self._held.clear()
+
+    def _set_capacities(self, capacities: Iterable[int]) -> None:
+        for capacity in capacities:
+            self._links.set_capacity(capacity, self._health.capacity(capacity), self._now)
+
+    def _go_off(self, client: int, seconds: float) -> None:
+        """Give up all work that a client has still a part in."""
+        rows = self._rows
+        given_up = []
+        for work in rows.work_of_client(client):
+            left = [row for row in rows.rows_of_work(work) if self._phase[row] != _ENDED]
+            node = self._field.client_nodes[client]
+            if any(node in (rows.source[row], rows.target[row]) for row in left):
+                given_up.append(work)
+        if given_up:
+            self._incidents.add(IncidentKind.CLIENT_OFF, seconds, node=node, client=client)
+        for work in given_up:
+            self._drop(work, Cause.CLIENT_OFF)
+
+    def _lose_node(self, node: int) -> None:
+        """Let an edge lose all that it has: work under way through it, in its inbox, or gathered and not yet told."""
+        rows, gathers = self._rows, self._plan.gathers
+        for work in np.flatnonzero((rows.work.edge == node) & (rows.last_row_of_work >= 0)).tolist():
+            if self._phase[int(rows.last_row_of_work[work])] != _ENDED:
+                self._drop(work, Cause.EDGE_CRASHED)
+        lost = list(self._inbox.pop(node, ()))
+        activities = rows.activities
+        own = ((activities.source == node) | (activities.target == node)) & (activities.work < 0)
+        untold = [row for row in np.flatnonzero(own).tolist() if self._phase[row] != _ENDED]
+        if untold:
+            self._lost_nodes.add(node)
+            for gather in np.flatnonzero(gathers.node == node).tolist():
+                lost += self._arrivals[gather]
+                self._arrivals[gather] = ()
+        for row in untold:
+            self._break_off(row, Outcome.DROPPED)
+        self._dropped += [(key, Cause.EDGE_CRASHED, self._now) for key in sorted(lost)]
 
     def _open_gathers(self, opener: int) -> None:
         """Open the gathers that this row opens; -1 is the start of the plan."""
@@ -351,6 +533,10 @@ class _Player:
         whole = (outcome == Outcome.DONE) & (rows.activities.kind == ActivityKind.TRANSFER)
         carried_bytes = np.where(whole, rows.activities.num_bytes, 0)
         carried_bytes[list(self._broken_off_bytes)] = list(self._broken_off_bytes.values())
+        for row, times in self._resent.items():
+            if self._phase[row] == _ENDED:
+                carried_bytes[row] += times * rows.num_bytes[row]
+        dropped = sorted(self._dropped)
         return Timeline(
             begin_seconds=self._before.clock_seconds,
             end_seconds=self._now,
@@ -362,9 +548,13 @@ class _Player:
             work=rows.work,
             arrivals=tuple(self._arrivals),
             gather_seconds=finish[self._plan.gathers.activity + rows.offset],
-            dropped=tuple(sorted(self._abandoned[Outcome.DROPPED])),
-            skipped=tuple(sorted(self._abandoned[Outcome.SKIPPED])),
+            dropped=tuple(key for key, _, _ in dropped),
+            skipped=tuple(sorted(self._skipped)),
             pending=tuple(sorted(rows.work.key(work) for work in self._unfinished())),
+            causes=tuple(cause for _, cause, _ in dropped),
+            dropped_seconds=np.array([seconds for _, _, seconds in dropped], np.float64),
+            incidents=self._incidents.incidents(),
+            lost_nodes=frozenset(self._lost_nodes),
         )
 
     def state(self) -> WorldState:
@@ -391,7 +581,19 @@ class _Player:
             remaining=self._remaining(rows),
             work=work.take(items).with_columns(gather=np.full(len(items), -1)),
             inbox=inbox,
+            troubles=self._troubles_left(rows),
+            settled_seconds=self._now * (1 + SAME_INSTANT),
         )
+
+    def _troubles_left(self, rows: Ints) -> Troubles | None:
+        """Return what is still to befall the rows that go on; None where that is nothing."""
+        if self._rows.troubles is None or not len(rows):
+            return None
+        left = self._rows.troubles.take(rows)
+        spoilt, resent = (
+            np.array([counts.get(row, 0) for row in rows.tolist()], np.int64) for counts in (self._spoilt, self._resent)
+        )
+        return left.with_columns(spoilt=spoilt, resent=resent)
 
     def _unfinished(self) -> set[int]:
         return {work for works in self._unfinished_at.values() for work in works}

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from elsa_ray.world.plan import Activities, ActivityKind, Ints, Plan, WorkItems
 from elsa_ray.world.timeline import WorldState
+from elsa_ray.world.troubles import Troubles
 
 
 class Rows:
@@ -26,12 +27,20 @@ class Rows:
         kind: an ActivityKind for each row.
         source, target, work_of: columns of the activities.
         num_bytes: of a transfer.
-        compute_seconds: of a computation on one slot of its node, undisturbed; 0 for other rows.
+        compute_seconds: of a computation on one slot of its node, up to where its work stops; 0 for other rows.
         waits_for: rows that must end first, for each row at the start.
         last_row_of_work: the upload, or the edge's test of it.
+        troubles: what befalls the rows; None where nothing befalls any.
+
+    Args:
+        state, plan: where they come from.
+        flops_per_second: of one slot, by node.
+        troubles: of the plan's activities.
     """
 
-    def __init__(self, state: WorldState, plan: Plan, flops_per_second: Sequence[float]) -> None:
+    def __init__(
+        self, state: WorldState, plan: Plan, flops_per_second: Sequence[float], troubles: Troubles | None
+    ) -> None:
         self.offset = len(state.activities)
         self.work = WorkItems.concatenate([state.work, plan.work])
         self.activities = activities = _merged_activities(state, plan)
@@ -40,13 +49,15 @@ class Rows:
         self.source, self.target = _plain(activities.source), _plain(activities.target)
         self.work_of = _plain(activities.work)
         self.num_bytes = _plain(activities.num_bytes, "q")
-        self.compute_seconds = _compute_seconds(activities, flops_per_second)
+        self.troubles = _merged_troubles(state, plan, troubles)
+        self.compute_seconds = _compute_seconds(activities, flops_per_second, self.troubles)
         predecessors = np.concatenate([state.predecessors, plan.predecessors + self.offset])
         successors = np.concatenate([state.successors, plan.successors + self.offset])
         self.waits_for = _plain(np.bincount(successors, minlength=count))
         self._successors, self._first = _by_row(predecessors, successors, count)
         self.last_row_of_work = _last_rows(activities.work, len(self.work))
         self._rows_of_work: tuple[array[int], array[int]] | None = None
+        self._work_of_client: tuple[array[int], array[int]] | None = None
 
     def __len__(self) -> int:
         return len(self.kind)
@@ -62,6 +73,14 @@ class Rows:
             self._rows_of_work = _by_row(self.activities.work[of_work], of_work, len(self.work))
         rows, first = self._rows_of_work
         return rows[first[work] : first[work + 1]]
+
+    def work_of_client(self, client: int) -> Sequence[int]:
+        """Return the work items of a client, in order."""
+        if self._work_of_client is None:
+            clients = self.work.client
+            self._work_of_client = _by_row(clients, np.arange(len(clients)), int(clients.max(initial=0)) + 1)
+        work, first = self._work_of_client
+        return work[first[client] : first[client + 1]]
 
     def dependencies_among(self, rows: Ints) -> tuple[Ints, Ints]:
         """Return the pairs of predecessor and successor that both are among some rows, as positions in these."""
@@ -81,11 +100,23 @@ def _merged_activities(state: WorldState, plan: Plan) -> Activities:
     return Activities.concatenate([state.activities, plan.activities.with_columns(work=shifted)])
 
 
-def _compute_seconds(activities: Activities, flops_per_second: Sequence[float]) -> array[float]:
+def _merged_troubles(state: WorldState, plan: Plan, troubles: Troubles | None) -> Troubles | None:
+    if state.troubles is None and troubles is None:
+        return None
+    before = state.troubles if state.troubles is not None else Troubles.none(len(state.activities))
+    new = troubles if troubles is not None else Troubles.none(len(plan.activities))
+    return Troubles.concatenate([before, new])
+
+
+def _compute_seconds(
+    activities: Activities, flops_per_second: Sequence[float], troubles: Troubles | None
+) -> array[float]:
     seconds = np.zeros(len(activities))
     computes = np.flatnonzero(activities.kind == ActivityKind.COMPUTE)
     rates = np.asarray(flops_per_second, np.float64)
     seconds[computes] = activities.flops[computes] / rates[activities.source[computes]]
+    if troubles is not None:
+        seconds *= troubles.slowdown * np.where(np.isnan(troubles.stop_share), 1.0, troubles.stop_share)
     return array("d", seconds.tobytes())
 
 

@@ -242,12 +242,14 @@ class TestTwoWorksOfOneClientAtOnce:
 
     @pytest.fixture
     def config(self, tmp_path: Path) -> ExperimentConfig:
+        return self.make(tmp_path)
+
+    def make(self, folder: Path, **protocol: Any) -> ExperimentConfig:
         fast, narrow = (UP, DOWN, 2.0**-6), (UP, DOWN / 2, 2.0**-6)
+        ways = [{0: narrow, 1: (UP, DOWN, 2.0**-5)}, {0: fast}, {0: fast}, {1: fast}]
         config: ExperimentConfig = town_config(
-            tmp_path,
-            topology=write_towns(
-                tmp_path, [{0: narrow}, {0: fast}, {0: fast}, {1: fast}], [(2.0**26, 2.0**-5), (2.0**26, 4.0)]
-            ),
+            folder,
+            topology=write_towns(folder, ways, [(2.0**26, 2.0**-5), (2.0**26, 4.0)]),
             task={**PROBES, "preloaded": False},
             protocol={
                 "rounds": 2,
@@ -256,11 +258,18 @@ class TestTwoWorksOfOneClientAtOnce:
                     "activation": [{"kind": "subspace", "rank": 8, "refresh_rounds": 2}],
                     "update": [{"kind": "residual", "codec": [{"kind": "topk", "share": 0.2}]}],
                 },
+                **protocol,
             },
             world={"round_policy": {"deadline_seconds": 5.0, "late": "keep"}},
             numerics={"edges_per_group": 1},
         )
         return config
+
+    def start(self, run: Stepwise) -> tuple[int, int]:
+        """Let all but the last client begin at the first edge; returns the nodes of both."""
+        first, second = (int(edge) for edge in run.prepared.setting.network.edges)
+        run.change(edge_of_client=(first, first, first, second))
+        return first, second
 
     KEYS = (WorkKey(0, 0, 0), WorkKey(1, 0, 0), WorkKey(1, 0, 1), WorkKey(1, 0, 2))
 
@@ -275,6 +284,7 @@ class TestTwoWorksOfOneClientAtOnce:
 
         monkeypatch.setattr(host, "judge_members", watched)
         with Stepwise(config) as run:
+            self.start(run)
             run.round()
             second = run.round()
         assert second.timeline.arrivals[0] == self.KEYS
@@ -299,6 +309,7 @@ class TestTwoWorksOfOneClientAtOnce:
         monkeypatch.setattr(host, "judge_members", harsh)
         monkeypatch.setattr(host.ModelHost, "_judge", watched)
         with Stepwise(config) as run:
+            self.start(run)
             run.round()
             second = run.round()
         assert second.timeline.arrivals[0] == self.KEYS and second.state.trust[0] == OUT
@@ -323,6 +334,7 @@ class TestTwoWorksOfOneClientAtOnce:
         finished = []
         for make in (None, lambda *parts: ConductedExecutor(parts[0], Overlapping(*parts))):
             with Stepwise(config, executor=make) if make else Stepwise(config) as run:
+                self.start(run)
                 run.round()
                 finished.append(run.round())
         ours, theirs = finished
@@ -334,3 +346,43 @@ class TestTwoWorksOfOneClientAtOnce:
             for name, ((error,),) in memories.client.errors.items():
                 assert torch.equal(error, other.client.errors[name][0][0])
             assert torch.equal(memories.edge.first[0][0], other.edge.first[0][0])
+
+    def test_where_two_edges_tell_of_it_neither_haste_nor_mercy_decides(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The client has been given another edge in between: the old one takes its first work, the new one its second."""
+
+        def harsh(clients: Sequence[int], own: Any, states: Any, *arguments: Any) -> Judgement:
+            if list(clients) == [0, 1, 2]:
+                return Judgement(np.ones(3), (OUT, TrustState(), TrustState()), ())
+            return judge_members(clients, own, states, *arguments)
+
+        def hurried(slow: str) -> type[executor_module.InlineWorkers]:
+            class Hurried(executor_module.InlineWorkers):
+                """Every call to one host takes long."""
+
+                async def call_host(self, name: str, *arguments: Any) -> Any:
+                    for _ in range(50 if name == slow else 0):
+                        await asyncio.sleep(0)
+                    return await super().call_host(name, *arguments)
+
+            return Hurried
+
+        finished = []
+        for slow in ("edge-group-0", "edge-group-1"):
+            workers = hurried(slow)
+            config = self.make(tmp_path, clustering={"dimensions": 4, "every": 9, "moved": 1.0})
+            make = lambda *parts, workers=workers: ConductedExecutor(parts[0], workers(*parts))  # noqa: E731
+            with Stepwise(config, executor=make) as run, monkeypatch.context() as patch:
+                first, second = self.start(run)
+                run.round()
+                patch.setattr(host, "judge_members", harsh)
+                run.change(edge_of_client=(second, first, first, second))
+                finished.append(run.round())
+        ours, theirs = finished
+        assert ours.timeline.arrivals[:2] == (
+            (WorkKey(0, 0, 0), WorkKey(1, 0, 1), WorkKey(1, 0, 2)),
+            (WorkKey(1, 0, 0), WorkKey(1, 0, 3)),
+        )
+        assert np.array_equal(ours.state.fingerprints[0], theirs.state.fingerprints[0])
+        assert ours.state.trust == theirs.state.trust and ours.state.trust[0] == OUT
