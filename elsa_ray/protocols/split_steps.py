@@ -83,9 +83,8 @@ class SplitSteps:
         """Add all steps behind the rows ``after``; returns the members' last rows."""
         last, up_sizes, down_sizes = after.copy(), *calibration_sizes(self._setting)
         for step in range(self._work.length_WT.shape[1]):
-            active: Rows = np.flatnonzero(step < self._work.num_steps_W)
-            if len(active) == len(last):
-                active = slice(None)  # no copies where nobody is left out
+            goes_on = step < self._work.num_steps_W
+            active: Rows = slice(None) if goes_on.all() else np.flatnonzero(goes_on)
             nodes, edge = self._members.nodes[active], self._members.edges[active]
             row = self._compute(Stage.FRONT_FORWARD, nodes, active, step, last[active])
             row = self._calibrate(up_sizes, nodes, edge, active, step, row)

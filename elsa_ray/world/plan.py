@@ -371,8 +371,8 @@ class _Chunks(Generic[Table]):
         if (groups[1:] >= groups[:-1]).all():
             return self._table(**columns), None
         order = np.argsort(groups, kind="stable")
-        new_number = np.empty(len(order), np.int32)
-        new_number[order] = np.arange(len(order), dtype=np.int32)
+        new_number = np.empty(len(order), np.int64)
+        new_number[order] = np.arange(len(order))
         return self._table(**{name: column[order] for name, column in columns.items()}), new_number
 
 
@@ -380,4 +380,4 @@ def _renumbered(numbers: Ints, new_number: Ints | None) -> Ints:
     """Return the rows' new numbers; -1, which is no row, stays."""
     if new_number is None:
         return numbers
-    return np.where(numbers >= 0, new_number[numbers], -1)
+    return np.where(numbers >= 0, new_number[numbers], -1).astype(numbers.dtype)
