@@ -23,7 +23,7 @@ from elsa_ray.model.adapters import Adapters, AdapterTensor
 from elsa_ray.model.cost import frozen_num_bytes
 from elsa_ray.model.split import Part, Split
 from elsa_ray.protocols.auto_split import SplitChooser
-from elsa_ray.protocols.estimates import compute_seconds, network_seconds, usual_step
+from elsa_ray.protocols.estimates import compute_seconds, round_trips, usual_step
 from elsa_ray.protocols.frozen import edge_parts, send_new_blocks
 from elsa_ray.protocols.local_work import FP32_BYTES, adapter_bytes, local_work, upload_bytes
 from elsa_ray.protocols.probe_steps import ProbeSteps
@@ -37,6 +37,8 @@ from elsa_ray.world.roles import Role
 from elsa_ray.world.timeline import Outcome, Timeline, WorldState
 
 _NOTICE_COLUMNS = 2
+_PAIRS_AT_ONCE = 2_000_000
+"""Of a client and an edge, whose latencies are in memory together."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class Elsa(Protocol):
             raise InputError("task.probes", "nothing", f"{allowed}: protocol.{section} compares models on them")
         self._step = usual_step(setting, config)
         self._chooser = SplitChooser(setting, config, self._step)
-        self._network_seconds_NK = network_seconds(setting, self._step)
+        self._round_trips = round_trips(setting, self._step)
         nearest = self._nearest_edges()
         # Where the first blocks lie on the devices already, they lie there for any split.
         preloaded = setting.config.task.preloaded
@@ -136,7 +138,8 @@ class Elsa(Protocol):
         known = frozenset(state.fingerprints)
         if clustering is None or not is_due(clustering, self.setting.num_clients, state, known):
             return state
-        latency_NK = self._network_seconds_NK + compute_seconds(self.setting, self._step, state.splits)[:, None]
+        computing_N = compute_seconds(self.setting, self._step, state.splits)
+        latency_NK = self._round_trips.seconds(slice(None)) + computing_N[:, None]
         edges = new_edges(self.setting, clustering, state, latency_NK)
         moved = {c for c, (old, new) in enumerate(zip(state.edge_of_client, edges, strict=True)) if old != new}
         left = max(1, self.config.rounds - state.round_index)
@@ -162,14 +165,23 @@ class Elsa(Protocol):
         setting, capacity = self.setting, self.setting.config.world.edges.capacity
         if capacity is None and self.config.clustering is not None:
             capacity = default_capacity(setting.num_clients, len(setting.network.edges))
-        seconds = compute_seconds(setting, self._step, self._chooser.most_private())
-        latency_NK: Floats = self._network_seconds_NK + seconds[:, None]
+        computing_N = compute_seconds(setting, self._step, self._chooser.most_private())
         limit = self.config.clustering.max_latency_seconds if self.config.clustering is not None else None
-        edges = assign(np.where(latency_NK <= limit, latency_NK, np.inf) if limit else latency_NK, capacity)
+        # Without capacity each client is assigned by itself, so a few at a time will do.
+        num_clients, num_edges = self._round_trips.shape
+        at_once = num_clients if capacity is not None else max(1, _PAIRS_AT_ONCE // num_edges)
+        parts = [slice(first, first + at_once) for first in range(0, num_clients, at_once)]
+        edges = np.concatenate([assign(self._latencies(part, computing_N, limit), capacity) for part in parts])
         if (edges == PARKED).all():
             raise InputError("topology", "no client with a way to an edge and back", "at least one")
         nodes = np.where(edges == PARKED, PARKED, setting.network.edges[edges])
         return tuple(int(node) for node in nodes)
+
+
+    def _latencies(self, clients: slice, computing_N: Floats, limit: float | None) -> Floats:
+        """Return the seconds of a step of some clients through each edge; infinite where that is too long."""
+        latency_NK: Floats = self._round_trips.seconds(clients) + computing_N[clients, None]
+        return np.where(latency_NK <= limit, latency_NK, np.inf) if limit else latency_NK
 
 
 class _RoundPlan:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from elsa_ray.clustering.assignment import step_round_trip_seconds
+from elsa_ray.clustering.assignment import RoundTrips
 from elsa_ray.config.protocol import ProtocolConfig
 from elsa_ray.model.cost import step_flops
 from elsa_ray.model.split import Split
@@ -49,13 +49,12 @@ def usual_step(setting: Setting, config: ProtocolConfig) -> UsualStep:
 
 def network_seconds(setting: Setting, step: UsualStep) -> Floats:
     """Return the time [N, K] of a step's four messages through each edge, on idle links; infinite without a way."""
-    return step_round_trip_seconds(
-        setting.network,
-        setting.router,
-        up_bytes_N=step.up_bytes_N,
-        down_bytes_N=step.down_bytes_N,
-        compute_seconds_NK=np.zeros((setting.num_clients, len(setting.network.edges))),
-    )
+    return round_trips(setting, step).seconds(slice(None))
+
+
+def round_trips(setting: Setting, step: UsualStep) -> RoundTrips:
+    """Return the same for as many clients at a time as one asks for."""
+    return RoundTrips(setting.network, setting.router, up_bytes_N=step.up_bytes_N, down_bytes_N=step.down_bytes_N)
 
 
 def compute_seconds(setting: Setting, step: UsualStep, splits: Sequence[Split]) -> Floats:
