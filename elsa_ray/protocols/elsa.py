@@ -177,7 +177,6 @@ class Elsa(Protocol):
         nodes = np.where(edges == PARKED, PARKED, setting.network.edges[edges])
         return tuple(int(node) for node in nodes)
 
-
     def _latencies(self, clients: slice, computing_N: Floats, limit: float | None) -> Floats:
         """Return the seconds of a step of some clients through each edge; infinite where that is too long."""
         latency_NK: Floats = self._round_trips.seconds(clients) + computing_N[clients, None]
@@ -208,12 +207,12 @@ class _RoundPlan:
         members = self._members(clients, place[edge_of_client[clients]], edges_K)
         # Work that is late is gathered there too, so its clients are told of as well as the members.
         late = work.edge >= 0
-        told = np.stack([np.append(members.groups, place[work.edge[late]]), np.append(members.clients, work.client[late])])
+        told = np.stack(
+            [np.append(members.groups, place[work.edge[late]]), np.append(members.clients, work.client[late])]
+        )
         num_told_of_K = np.bincount(np.unique(told, axis=1)[0], minlength=len(edges_K))
         rows = self._edges(edges_K, members, num_told_of_K)
-        builder.gather(
-            setting.cloud, rows, edge_round=0, opener=-1, deadline_seconds=None, group=len(edges_K)
-        )
+        builder.gather(setting.cloud, rows, edge_round=0, opener=-1, deadline_seconds=None, group=len(edges_K))
         keep_late = setting.config.world.round_policy.late == "keep"
         return builder.build(keep_late=keep_late, parked_clients=parked)
 

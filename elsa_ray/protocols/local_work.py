@@ -56,7 +56,7 @@ def local_work(
 ) -> LocalWork:
     """Say which batches the clients' work items have.
 
-    Where a client's texts are all of one length no batch needs to be drawn; else the executor draws the same ones again.
+    Where a client's texts are all of one length no batch needs to be drawn; else the executor draws the same ones.
     """
     amount = {"local_steps": config.local_steps, "local_epochs": config.local_epochs}
     num_examples_W = setting.num_examples[clients]

@@ -149,7 +149,13 @@ class ProbeSteps:
         return TRUST_COLUMNS if self._inquiry.trust is not None else 0
 
     def _message(
-        self, source: npt.ArrayLike, target: npt.ArrayLike, role: Role, size: npt.ArrayLike, group: Ints, after: Any = ()
+        self,
+        source: npt.ArrayLike,
+        target: npt.ArrayLike,
+        role: Role,
+        size: npt.ArrayLike,
+        group: Ints,
+        after: Any = (),
     ) -> Ints:
         return self._builder.transfers(
             client=-1,

@@ -104,7 +104,9 @@ class SplitSteps:
         setting, work = self._setting, self._work
         flops_WT = np.zeros_like(work.batch_WT)
         for number, split in enumerate(self._members.splits):
-            own: Rows = np.flatnonzero(self._members.split_W == number) if len(self._members.splits) > 1 else slice(None)
+            own: Rows = (
+                np.flatnonzero(self._members.split_W == number) if len(self._members.splits) > 1 else slice(None)
+            )
             step: StepFlops = step_flops(setting.shape, setting.layout, split)
             flops_WT[own] = _FLOPS[stage](step).total(work.batch_WT[own], work.length_WT[own])
         return flops_WT
