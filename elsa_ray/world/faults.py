@@ -97,9 +97,7 @@ def make_faults(config: FaultsConfig, network: Network, seed: int) -> tuple[Faul
     return tuple(faults)
 
 
-def begins_in_round(
-    faults: Sequence[Fault], before: FaultBegins, round_index: int, clock_seconds: float
-) -> FaultBegins:
+def begins_in_round(faults: Sequence[Fault], before: FaultBegins, round_index: int, clock_seconds: float) -> FaultBegins:
     """Return which faults have begun with this round's start too, those that count from it."""
     new = [
         (number, clock_seconds + fault.start_seconds)
@@ -132,7 +130,9 @@ def down_nodes(spells: Iterable[Spell], seconds: float) -> tuple[int, ...]:
 
 def next_recovery(spells: Iterable[Spell], seconds: float) -> float:
     """Return when the next edge that is down at an instant is up again; infinite if none is down."""
-    ends = (spell.end_seconds for spell in spells if spell.fault.target is Target.EDGE and _holds(spell, seconds))
+    ends = (
+        spell.end_seconds for spell in spells if spell.fault.target is Target.EDGE and _holds(spell, seconds)
+    )
     return min(ends, default=math.inf)
 
 

@@ -119,7 +119,9 @@ class World:
         if own.availability is not None:
             present = own.availability.present(clock, round_index)
             next_change = min(next_change, own.availability.next_arrival(clock))
-        return replace(state, present=present, down_nodes=down_nodes(spells, clock), next_change_seconds=next_change)
+        return replace(
+            state, present=present, down_nodes=down_nodes(spells, clock), next_change_seconds=next_change
+        )
 
     def _at_start(self, plan: Plan, state: WorldState, slowdown: Floats | None) -> Incidents:
         """Return who is not there at the start of a round, and who of those with work is slow in it."""
