@@ -8,7 +8,7 @@ Shapes: W work items, N clients.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -52,6 +52,7 @@ class ElsaState(ProtocolState):
         fingerprints: what the cloud knows of clients' behaviour.
         clustered_round: number of rounds after which clients were clustered last; None before.
         clustered: the clients whose behaviour was known then.
+        home_of_client: the edge to which clients come back that are elsewhere while it is down.
     """
 
     splits: tuple[Split, ...] = ()
@@ -62,6 +63,7 @@ class ElsaState(ProtocolState):
     fingerprints: Mapping[int, npt.NDArray[np.float32]] = field(default_factory=dict)
     clustered_round: int | None = None
     clustered: frozenset[int] = frozenset()
+    home_of_client: Mapping[int, int] = field(default_factory=dict)
 
 
 class Elsa(Protocol):
@@ -96,10 +98,14 @@ class Elsa(Protocol):
         return _RoundPlan(self, state, world_state).build()
 
     def sample_members(self, state: ElsaState, world_state: WorldState) -> tuple[Ints, list[int]]:
-        """Return the clients of the round, without parked, excluded and busy ones; and the parked ones."""
+        """Return the clients of the round, without parked, excluded, absent and busy ones; and the parked ones.
+
+        Clients whose edge is down sit out.
+        """
         parked = np.flatnonzero(np.array(state.edge_of_client) == PARKED).tolist()
         excluded = [client for client, own in state.trust.items() if own.is_excluded(state.round_index)]
-        return self.sample(state, world_state, [*parked, *excluded]), parked
+        stranded = np.flatnonzero(np.isin(state.edge_of_client, world_state.down_nodes)).tolist()
+        return self.sample(state, world_state, [*parked, *excluded, *stranded]), parked
 
     def conclude(
         self, state: ProtocolState, results: RoundResults, plan: Plan, timeline: Timeline
@@ -117,7 +123,7 @@ class Elsa(Protocol):
             fingerprints={**state.fingerprints, **results.fingerprints},
         )
         excluded = tuple(sorted(c for c, own in after.trust.items() if own.is_excluded(after.round_index)))
-        clustered = self._clustered(after)
+        clustered = self._failed_over(self._clustered(after, timeline.down_nodes), timeline.down_nodes)
         edges = enumerate(zip(after.edge_of_client, clustered.edge_of_client, strict=True))
         moved = tuple((client, new) for client, (old, new) in edges if old != new)
         return clustered, replace(report, excluded=excluded, moved=moved)
@@ -130,28 +136,59 @@ class Elsa(Protocol):
         made = state.calibrated.get(client)
         return made is None or state.round_index - made >= refresh
 
-    def _clustered(self, state: ElsaState) -> ElsaState:
+    def _clustered(self, state: ElsaState, down_nodes: Sequence[int]) -> ElsaState:
         """Return the state with clients clustered and assigned anew, if that is due."""
         clustering = self.config.clustering
         known = frozenset(state.fingerprints)
         if clustering is None or not is_due(clustering, self.setting.num_clients, state, known):
             return state
-        latency_NK = self._network_seconds_NK + compute_seconds(self.setting, self._step, state.splits)[:, None]
+        latency_NK = self._network_seconds_NK + self._compute_seconds_N(state.splits)[:, None]
+        latency_NK[:, np.isin(self.setting.network.edges, down_nodes)] = np.inf
         edges = new_edges(self.setting, clustering, state, latency_NK)
-        moved = {c for c, (old, new) in enumerate(zip(state.edge_of_client, edges, strict=True)) if old != new}
+        state = replace(state, home_of_client={})
         left = max(1, self.config.rounds - state.round_index)
         splits = self._chooser.choose(edges, state.held_layers, state.splits, left)
         recut = {c for c, (old, new) in enumerate(zip(state.splits, splits, strict=True)) if old != new}
-        return replace(
-            state,
-            edge_of_client=edges,
-            splits=splits,
-            clustered_round=state.round_index,
-            clustered=known,
-            untold=state.untold | {client for client in moved if edges[client] != PARKED},
-            # What an edge held of a client's calibrations does not move with it, and another cut has another basis.
-            calibrated={c: made for c, made in state.calibrated.items() if c not in moved | recut},
+        calibrated = {c: made for c, made in state.calibrated.items() if c not in recut}
+        clustered = replace(
+            state, splits=splits, clustered_round=state.round_index, clustered=known, calibrated=calibrated
         )
+        return _moved(clustered, edges)
+
+    def _failed_over(self, state: ElsaState, down_nodes: Sequence[int]) -> ElsaState:
+        """Return the state with the clients of edges that are down at the next best ones, and others home again.
+
+        The next best edge is the one with the shortest training step among those that are up and, where
+        ``world.edges.capacity`` is given, have a place; a client that finds none is parked until its own is up.
+        """
+        if not down_nodes and not state.home_of_client:
+            return state
+        stranded = {client: edge for client, edge in enumerate(state.edge_of_client) if edge in down_nodes}
+        homes = stranded | {**state.home_of_client}
+        edges, own = self.setting.network.edges, list(state.edge_of_client)
+        for client in [client for client, home in homes.items() if home not in down_nodes]:
+            own[client] = homes.pop(client)
+        seconds_NK = self._within_limit(self._network_seconds_NK + self._compute_seconds_N(state.splits)[:, None])
+        seconds_NK[:, np.isin(edges, down_nodes)] = np.inf
+        capacity = self.setting.config.world.edges.capacity
+        places_K = np.full(len(edges), np.inf if capacity is None else capacity)
+        places_K -= [own.count(edge) for edge in edges.tolist()]
+        for client in sorted(homes):
+            if own[client] != PARKED and own[client] not in down_nodes:
+                continue
+            open_K = np.where(places_K > 0, seconds_NK[client], np.inf)
+            best = int(np.argmin(open_K))
+            own[client] = int(edges[best]) if np.isfinite(open_K[best]) else PARKED
+            places_K[best] -= own[client] != PARKED
+        return replace(_moved(state, tuple(own)), home_of_client=homes)
+
+    def _compute_seconds_N(self, splits: Sequence[Split]) -> Floats:
+        return compute_seconds(self.setting, self._step, splits)
+
+    def _within_limit(self, seconds_NK: Floats) -> Floats:
+        """Return step times, infinite where an edge is too slow for a client."""
+        limit = self.config.clustering.max_latency_seconds if self.config.clustering is not None else None
+        return np.where(seconds_NK <= limit, seconds_NK, np.inf) if limit else seconds_NK
 
     def _nearest_edges(self) -> tuple[int, ...]:
         """Return the node of each client's edge by latency alone, PARKED for a client without one.
@@ -162,10 +199,8 @@ class Elsa(Protocol):
         setting, capacity = self.setting, self.setting.config.world.edges.capacity
         if capacity is None and self.config.clustering is not None:
             capacity = default_capacity(setting.num_clients, len(setting.network.edges))
-        seconds = compute_seconds(setting, self._step, self._chooser.most_private())
-        latency_NK: Floats = self._network_seconds_NK + seconds[:, None]
-        limit = self.config.clustering.max_latency_seconds if self.config.clustering is not None else None
-        edges = assign(np.where(latency_NK <= limit, latency_NK, np.inf) if limit else latency_NK, capacity)
+        seconds = self._compute_seconds_N(self._chooser.most_private())
+        edges = assign(self._within_limit(self._network_seconds_NK + seconds[:, None]), capacity)
         if (edges == PARKED).all():
             raise InputError("topology", "no client with a way to an edge and back", "at least one")
         nodes = np.where(edges == PARKED, PARKED, setting.network.edges[edges])
@@ -191,6 +226,8 @@ class _RoundPlan:
         told: list[int] = []
         for edge in setting.network.edges.tolist():
             members = sampled[edge_of_client[sampled] == edge]
+            if edge in self._world_state.down_nodes:
+                continue
             if len(members) or edge in self._world_state.work.edge:
                 told += self._edge(edge, members)
         builder.gather(setting.cloud, np.array(told, np.int64), edge_round=0, opener=-1, deadline_seconds=None)
@@ -216,11 +253,14 @@ class _RoundPlan:
             uploads = self._edge_round(edge, members, edge_round, opener)
             gather = builder.gather(
                 edge,
-                uploads if len(uploads) else opener,
+                uploads,
                 edge_round=edge_round,
                 opener=opener,
                 deadline_seconds=deadline_seconds,
+                quorum=self._protocol.quorum(len(members)),
             )
+            # All members may be gone before the edge has its model.
+            builder.depend(gather, opener)
             opener = gather
         upload = builder.transfers(source=edge, target=setting.cloud, label=Role.ADAPTER_UP, after=gather, **whole)
         tables = self._probes.tell_cloud(edge, num_told_of, gather) if self._probes is not None else []
@@ -307,6 +347,18 @@ class _RoundPlan:
 def _sizes(pairs: list[tuple[int, int]]) -> dict[str, list[int]]:
     encoded, fp32 = zip(*pairs, strict=True)
     return {"num_bytes": list(encoded), "uncompressed_bytes": list(fp32)}
+
+
+def _moved(state: ElsaState, edge_of_client: tuple[int, ...]) -> ElsaState:
+    """Return the state with clients at other edges; what an edge held of a client's calibrations stays behind."""
+    edges = enumerate(zip(state.edge_of_client, edge_of_client, strict=True))
+    moved = {client for client, (old, new) in edges if old != new}
+    return replace(
+        state,
+        edge_of_client=edge_of_client,
+        untold=state.untold | {client for client in moved if edge_of_client[client] != PARKED},
+        calibrated={client: made for client, made in state.calibrated.items() if client not in moved},
+    )
 
 
 def _client_layers(split: Split) -> frozenset[int]:

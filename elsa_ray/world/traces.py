@@ -17,7 +17,7 @@ import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Never
+from typing import Any, Never, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -85,8 +85,8 @@ def read_intervals(file: str, num_clients: int) -> Intervals:
     if not rows:
         raise InputError(file, "no row", "at least one interval")
     _check_overlaps(rows)
-    client, start, end, repeat, _ = zip(*_joined(rows), strict=True)
-    return Intervals.of(client, start, end, repeat)
+    columns = list(zip(*_joined(rows), strict=True))
+    return Intervals.of(*columns[:4])
 
 
 def read_behaviour_trace(file: str, num_clients: int, seed: int) -> Intervals:
@@ -96,7 +96,7 @@ def read_behaviour_trace(file: str, num_clients: int, seed: int) -> Intervals:
         InputError: the file holds anything but plain containers and numbers, or a user's entry is not as described.
     """
     users = _read_pickle(file)
-    clients, starts, ends, repeats = [], [], [], []
+    rows: list[tuple[int, float, float, float]] = []
     for client, user in enumerate(_dealt(users, num_clients, seed)):
         where, entry = f"{file}: user {user}", _entry(users, user, file)
         active, inactive = (_seconds_list(entry, name, where) for name in ("active", "inactive"))
@@ -108,9 +108,10 @@ def read_behaviour_trace(file: str, num_clients: int, seed: int) -> Intervals:
                 found = f"from {start:g} to {end:g}"
                 raise InputError(where, found, f"times in order, active before inactive, none after {finish:g}")
             if start < end:
-                clients, starts = [*clients, client], [*starts, start]
-                ends, repeats = [*ends, end], [*repeats, finish]
-    return Intervals.of(clients, starts, ends, repeats)
+                rows.append((client, start, end, finish))
+    if not rows:
+        raise InputError(file, "nobody who is ever there", "at least one interval")
+    return Intervals.of(*zip(*rows, strict=True))
 
 
 @dataclass(frozen=True)
@@ -243,10 +244,10 @@ def _seconds_list(entry: Mapping[str, Any], name: str, where: str) -> list[float
 
 def _positive(entry: Mapping[str, Any], name: str, where: str) -> float:
     value = entry.get(name)
-    if not _is_number(value) or not value > 0:
-        raise InputError(f"{where}: {name}", "nothing" if value is None else repr(value)[:40], "a number > 0")
-    return float(value)
+    if _is_number(value) and value > 0:
+        return float(value)
+    raise InputError(f"{where}: {name}", "nothing" if value is None else repr(value)[:40], "a number > 0")
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
