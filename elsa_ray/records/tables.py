@@ -114,8 +114,8 @@ _EVENT_NAMES = [
 _EVENT = {name: number for number, name in enumerate(_EVENT_NAMES)}
 _NO_NODE = -1
 
-# The order within one instant: what was under way ends, the world turns, then what begins (and takes no time) in the order of the rows,
-# then what is broken off, then what is said about work and round.
+# The order within one instant: what was under way ends, the world turns, then what begins (and takes no time) in the
+# order of the rows, then what is broken off, then what is said about work and round.
 _ENDING, _TURNING, _BEGINNING, _BREAKING, _TELLING = range(5)
 
 

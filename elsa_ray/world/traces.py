@@ -14,8 +14,9 @@ from __future__ import annotations
 import csv
 import math
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Never, TypeGuard
 
@@ -62,6 +63,12 @@ class Intervals:
         floats = (np.broadcast_to(np.asarray(column, np.float64), clients.shape).copy() for column in columns)
         return cls(clients, *floats)
 
+    @classmethod
+    def of_rows(cls, rows: Sequence[tuple[int, float, float, float]]) -> Intervals:
+        """Return intervals from their client, start, end and period."""
+        client, start, end, repeat = zip(*rows, strict=True)
+        return cls.of(client, start, end, repeat)
+
 
 def read_intervals(file: str, num_clients: int) -> Intervals:
     """Read a CSV file with the columns client (an index), start_seconds, end_seconds, and optionally repeat_seconds.
@@ -85,8 +92,7 @@ def read_intervals(file: str, num_clients: int) -> Intervals:
     if not rows:
         raise InputError(file, "no row", "at least one interval")
     _check_overlaps(rows)
-    columns = list(zip(*_joined(rows), strict=True))
-    return Intervals.of(*columns[:4])
+    return Intervals.of_rows([row[:4] for row in _joined(rows)])
 
 
 def read_behaviour_trace(file: str, num_clients: int, seed: int) -> Intervals:
@@ -111,7 +117,7 @@ def read_behaviour_trace(file: str, num_clients: int, seed: int) -> Intervals:
                 rows.append((client, start, end, finish))
     if not rows:
         raise InputError(file, "nobody who is ever there", "at least one interval")
-    return Intervals.of(*zip(*rows, strict=True))
+    return Intervals.of_rows(rows)
 
 
 @dataclass(frozen=True)
@@ -177,7 +183,7 @@ _Row = tuple[int, float, float, float, str]
 def _check_overlaps(rows: list[_Row]) -> None:
     """Refuse intervals of one client that overlap, or that repeat with different periods."""
     rows.sort(key=lambda row: row[:4])
-    for before, after in zip(rows, rows[1:], strict=False):
+    for before, after in pairwise(rows):
         if before[0] == after[0]:
             if before[3] != after[3]:
                 raise InputError(f"{after[4]}: {_REPEAT}", f"{after[3]:g}", f"{before[3]:g}, as this client's others")
