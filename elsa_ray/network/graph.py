@@ -10,10 +10,10 @@ from typing import Any
 
 import networkx as nx
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from elsa_ray.config.errors import InputError, unknown_name
-from elsa_ray.network.links import Link, read_link, read_node
+from elsa_ray.network.links import MAX_LATENCY_SECONDS, Link, read_link, read_node
 
 SOURCE_NODE = "source_node"
 """Edge attribute of an undirected networkx graph: the end that the edge's figures call the source."""
@@ -193,6 +193,63 @@ def assemble(
     return Network(where, figures, directed, names, kinds, *columns)
 
 
+StatedLinks = tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]
+"""Undirected links as columns: source and target (node indices), both directions' bandwidths, latency."""
+
+
+def stated(
+    source: ArrayLike,
+    target: ArrayLike,
+    bandwidth: ArrayLike,
+    latency: ArrayLike,
+    *,
+    reverse_bandwidth: ArrayLike | None = None,
+) -> StatedLinks:
+    """Return undirected links as columns, for ``undirected_network``.
+
+    Args:
+        source, target: node indices.
+        bandwidth: bytes per second, from source to target.
+        latency: seconds.
+        reverse_bandwidth: from target to source; None for the same.
+    """
+    reverse = bandwidth if reverse_bandwidth is None else reverse_bandwidth
+    ends = (np.asarray(end, np.int32) for end in (source, target))
+    return (*ends, *(np.asarray(figure, np.float64) for figure in (bandwidth, reverse, latency)))  # type: ignore[return-value]
+
+
+def undirected_network(
+    names: tuple[str, ...], kinds: tuple[str, ...], links: Sequence[StatedLinks], where: str, figures: str
+) -> Network:
+    """Build a network of columns that are made rather than read: a million links need no object each.
+
+    Args:
+        names, kinds: of the nodes.
+        links: in order; no two join the same nodes.
+        where: as for ``assemble``.
+        figures: as for ``assemble``.
+
+    Raises:
+        InputError: a figure makes no link.
+    """
+    source, target, forward, backward, latency = (np.concatenate(column) for column in zip(*links, strict=True))
+    usable = np.isfinite(forward) & (forward > 0) & np.isfinite(backward) & (backward > 0)
+    usable &= (latency >= 0) & (latency <= MAX_LATENCY_SECONDS)
+    for row in np.flatnonzero(~usable)[:1].tolist():
+        raw = {
+            "source": names[source[row]],
+            "target": names[target[row]],
+            "bandwidth_bytes_per_second": float(forward[row]),
+            "reverse_bandwidth_bytes_per_second": float(backward[row]),
+            "latency_seconds": float(latency[row]),
+        }
+        read_link(raw, row + 1, where, strict=True, directed=False)  # says what is wrong
+    shared = np.zeros(len(source), bool)
+    return Network(
+        where, figures, False, names, kinds, *_two_directions(source, target, forward, backward, latency, shared)
+    )
+
+
 _Columns = tuple[
     NDArray[np.int32],
     NDArray[np.int32],
@@ -232,8 +289,20 @@ def _undirected_columns(links: Sequence[Link], index: Mapping[str, int]) -> _Col
     forward = np.array([link.bandwidth_bytes_per_second for link in links], dtype=np.float64)
     backward = np.array([link.reverse_bandwidth_bytes_per_second for link in links], dtype=np.float64)
     latency = np.array([link.latency_seconds for link in links], dtype=np.float64)
-    bandwidth = _interleave(forward, backward)
     shared = np.array([link.shared_medium for link in links], dtype=bool)
+    return _two_directions(source, target, forward, backward, latency, shared)
+
+
+def _two_directions(
+    source: NDArray[np.int32],
+    target: NDArray[np.int32],
+    forward: NDArray[np.float64],
+    backward: NDArray[np.float64],
+    latency: NDArray[np.float64],
+    shared: NDArray[np.bool_],
+) -> _Columns:
+    """Return each undirected link as two rows, one a direction; those of a shared medium draw from one capacity."""
+    bandwidth = _interleave(forward, backward)
     has_own = _interleave(np.ones_like(shared), ~shared)
     capacity = np.cumsum(has_own, dtype=np.int32) - np.int32(1)
     return (
