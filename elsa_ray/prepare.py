@@ -36,9 +36,11 @@ from elsa_ray.tasks.weights import load_model
 from elsa_ray.training.misbehaviour import misbehaviour_of_clients
 from elsa_ray.training.probing import answer_probes
 from elsa_ray.training.recipe import Chains, Recipe
+from elsa_ray.world.availability import make_availability
 from elsa_ray.world.devices import devices_of_clients, find_device
+from elsa_ray.world.faults import make_faults
 from elsa_ray.world.fleet import Fleet
-from elsa_ray.world.world import World
+from elsa_ray.world.world import Adversity, World
 
 PROTOCOLS: dict[str, type[Protocol]] = {"elsa": Elsa, "fedavg": FedAvg}
 PRECISIONS = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16}
@@ -95,7 +97,13 @@ def prepare(config: ExperimentConfig) -> Prepared:
         misbehaviour=_misbehaviour(config, len(network.clients)),
     )
     protocol = find_class("protocol.name", "elsa_ray.protocols", config.protocol.name, PROTOCOLS)
-    world = World(network, router, fleet=fleet, edge_slots=config.world.edges.slots)
+    adversity = Adversity(
+        config.world.faults,
+        make_faults(config.world.faults, network, config.seed),
+        make_availability(config.world.availability, len(network.clients), config.seed),
+        config.seed,
+    )
+    world = World(network, router, fleet=fleet, edge_slots=config.world.edges.slots, adversity=adversity)
     return Prepared(config, setting, protocol(config.protocol, setting), world)
 
 

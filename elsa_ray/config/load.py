@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from elsa_ray.config.availability import FedScaleTrace, Trace
 from elsa_ray.config.errors import InputError
 from elsa_ray.config.experiment import ExperimentConfig
 from elsa_ray.config.task import FileDataset, FileProbes, HubDataset
@@ -167,4 +168,8 @@ def _with_absolute_paths(config: ExperimentConfig, base_folder: Path) -> Experim
     topology = config.topology
     if isinstance(topology, FileTopology):
         topology = topology.model_copy(update={"file": anchored(topology.file)})
-    return config.model_copy(update={"task": task, "topology": topology})
+    world = config.world
+    if isinstance(world.availability, Trace | FedScaleTrace):
+        availability = world.availability.model_copy(update={"file": anchored(world.availability.file)})
+        world = world.model_copy(update={"availability": availability})
+    return config.model_copy(update={"task": task, "topology": topology, "world": world})

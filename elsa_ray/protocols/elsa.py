@@ -8,7 +8,7 @@ Shapes: W work items, N clients.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -54,6 +54,7 @@ class ElsaState(ProtocolState):
         fingerprints: what the cloud knows of clients' behaviour.
         clustered_round: number of rounds after which clients were clustered last; None before.
         clustered: the clients whose behaviour was known then.
+        home_of_client: the edge to which clients come back that are elsewhere while it is down.
     """
 
     splits: tuple[Split, ...] = ()
@@ -64,6 +65,7 @@ class ElsaState(ProtocolState):
     fingerprints: Mapping[int, npt.NDArray[np.float32]] = field(default_factory=dict)
     clustered_round: int | None = None
     clustered: frozenset[int] = frozenset()
+    home_of_client: Mapping[int, int] = field(default_factory=dict)
 
 
 class Elsa(Protocol):
@@ -98,10 +100,14 @@ class Elsa(Protocol):
         return _RoundPlan(self, state, world_state).build()
 
     def sample_members(self, state: ElsaState, world_state: WorldState) -> tuple[Ints, list[int]]:
-        """Return the clients of the round, without parked, excluded and busy ones; and the parked ones."""
+        """Return the clients of the round, without parked, excluded, absent and busy ones; and the parked ones.
+
+        Clients whose edge is down sit out.
+        """
         parked = np.flatnonzero(np.array(state.edge_of_client) == PARKED).tolist()
         excluded = [client for client, own in state.trust.items() if own.is_excluded(state.round_index)]
-        return self.sample(state, world_state, [*parked, *excluded]), parked
+        stranded = np.flatnonzero(np.isin(state.edge_of_client, world_state.down_nodes)).tolist()
+        return self.sample(state, world_state, [*parked, *excluded, *stranded]), parked
 
     def conclude(
         self, state: ProtocolState, results: RoundResults, plan: Plan, timeline: Timeline
@@ -119,7 +125,7 @@ class Elsa(Protocol):
             fingerprints={**state.fingerprints, **results.fingerprints},
         )
         excluded = tuple(sorted(c for c, own in after.trust.items() if own.is_excluded(after.round_index)))
-        clustered = self._clustered(after)
+        clustered = self._failed_over(self._clustered(after, timeline.down_nodes), timeline.down_nodes)
         edges = enumerate(zip(after.edge_of_client, clustered.edge_of_client, strict=True))
         moved = tuple((client, new) for client, (old, new) in edges if old != new)
         return clustered, replace(report, excluded=excluded, moved=moved)
@@ -132,7 +138,7 @@ class Elsa(Protocol):
         made = (state.calibrated.get(client) for client in clients.tolist())
         return np.array([then is None or state.round_index - then >= refresh for then in made], bool)
 
-    def _clustered(self, state: ElsaState) -> ElsaState:
+    def _clustered(self, state: ElsaState, down_nodes: Sequence[int]) -> ElsaState:
         """Return the state with clients clustered and assigned anew, if that is due."""
         clustering = self.config.clustering
         known = frozenset(state.fingerprints)
@@ -140,21 +146,45 @@ class Elsa(Protocol):
             return state
         computing_N = compute_seconds(self.setting, self._step, state.splits)
         latency_NK = self._round_trips.seconds(slice(None)) + computing_N[:, None]
+        latency_NK[:, np.isin(self.setting.network.edges, down_nodes)] = np.inf
         edges = new_edges(self.setting, clustering, state, latency_NK)
-        moved = {c for c, (old, new) in enumerate(zip(state.edge_of_client, edges, strict=True)) if old != new}
+        state = replace(state, home_of_client={})
         left = max(1, self.config.rounds - state.round_index)
         splits = self._chooser.choose(edges, state.held_layers, state.splits, left)
         recut = {c for c, (old, new) in enumerate(zip(state.splits, splits, strict=True)) if old != new}
-        return replace(
-            state,
-            edge_of_client=edges,
-            splits=splits,
-            clustered_round=state.round_index,
-            clustered=known,
-            untold=state.untold | {client for client in moved if edges[client] != PARKED},
-            # What an edge held of a client's calibrations does not move with it, and another cut has another basis.
-            calibrated={c: made for c, made in state.calibrated.items() if c not in moved | recut},
+        calibrated = {c: made for c, made in state.calibrated.items() if c not in recut}
+        clustered = replace(
+            state, splits=splits, clustered_round=state.round_index, clustered=known, calibrated=calibrated
         )
+        return _moved(clustered, edges)
+
+    def _failed_over(self, state: ElsaState, down_nodes: Sequence[int]) -> ElsaState:
+        """Return the state with the clients of edges that are down at the next best ones, and others home again.
+
+        The next best edge is the one with the shortest training step among those that are up and, where
+        ``world.edges.capacity`` is given, have a place; a client that finds none is parked until its own is up.
+        """
+        if not down_nodes and not state.home_of_client:
+            return state
+        stranded = {client: edge for client, edge in enumerate(state.edge_of_client) if edge in down_nodes}
+        homes = stranded | {**state.home_of_client}
+        edges, own = self.setting.network.edges, list(state.edge_of_client)
+        for client in [client for client, home in homes.items() if home not in down_nodes]:
+            own[client] = homes.pop(client)
+        computing_N = compute_seconds(self.setting, self._step, state.splits)
+        is_down_K = np.isin(edges, down_nodes)
+        capacity = self.setting.config.world.edges.capacity
+        places_K = np.full(len(edges), np.inf if capacity is None else capacity)
+        places_K -= [own.count(edge) for edge in edges.tolist()]
+        for client in sorted(homes):
+            if own[client] != PARKED and own[client] not in down_nodes:
+                continue
+            (seconds_K,) = self._latencies(slice(client, client + 1), computing_N)
+            open_K = np.where((places_K > 0) & ~is_down_K, seconds_K, np.inf)
+            best = int(np.argmin(open_K))
+            own[client] = int(edges[best]) if np.isfinite(open_K[best]) else PARKED
+            places_K[best] -= own[client] != PARKED
+        return replace(_moved(state, tuple(own)), home_of_client=homes)
 
     def _nearest_edges(self) -> tuple[int, ...]:
         """Return the node of each client's edge by latency alone, PARKED for a client without one.
@@ -166,20 +196,20 @@ class Elsa(Protocol):
         if capacity is None and self.config.clustering is not None:
             capacity = default_capacity(setting.num_clients, len(setting.network.edges))
         computing_N = compute_seconds(setting, self._step, self._chooser.most_private())
-        limit = self.config.clustering.max_latency_seconds if self.config.clustering is not None else None
         # Without capacity each client is assigned by itself, so a few at a time will do.
         num_clients, num_edges = self._round_trips.shape
         at_once = num_clients if capacity is not None else max(1, _PAIRS_AT_ONCE // num_edges)
         parts = [slice(first, first + at_once) for first in range(0, num_clients, at_once)]
-        edges = np.concatenate([assign(self._latencies(part, computing_N, limit), capacity) for part in parts])
+        edges = np.concatenate([assign(self._latencies(part, computing_N), capacity) for part in parts])
         if (edges == PARKED).all():
             raise InputError("topology", "no client with a way to an edge and back", "at least one")
         nodes = np.where(edges == PARKED, PARKED, setting.network.edges[edges])
         return tuple(int(node) for node in nodes)
 
-    def _latencies(self, clients: slice, computing_N: Floats, limit: float | None) -> Floats:
+    def _latencies(self, clients: slice, computing_N: Floats) -> Floats:
         """Return the seconds of a step of some clients through each edge; infinite where that is too long."""
         latency_NK: Floats = self._round_trips.seconds(clients) + computing_N[clients, None]
+        limit = self.config.clustering.max_latency_seconds if self.config.clustering is not None else None
         return np.where(latency_NK <= limit, latency_NK, np.inf) if limit else latency_NK
 
 
@@ -199,14 +229,16 @@ class _RoundPlan:
         setting, builder, work = self._setting, self._builder, self._world_state.work
         clients, parked = self._protocol.sample_members(self._state, self._world_state)
         edge_of_client = np.array(self._state.edge_of_client, np.int64)
+        down = self._world_state.down_nodes
         # An edge without members takes part where it still waits for late work.
         is_active = np.isin(setting.network.edges, np.concatenate([edge_of_client[clients], work.edge]))
+        is_active &= ~np.isin(setting.network.edges, down)
         edges_K = setting.network.edges[is_active].astype(np.int64)
         place = np.full(len(setting.network.node_kinds), -1, np.int64)
         place[edges_K] = np.arange(len(edges_K))
         members = self._members(clients, place[edge_of_client[clients]], edges_K)
         # Work that is late is gathered there too, so its clients are told of as well as the members.
-        late = work.edge >= 0
+        late = (work.edge >= 0) & ~np.isin(work.edge, down)
         told = np.stack(
             [np.append(members.groups, place[work.edge[late]]), np.append(members.clients, work.client[late])]
         )
@@ -245,7 +277,7 @@ class _RoundPlan:
         )
         if self._probes is not None:
             builder.depend(opener_K, self._probes.tell_edges(edges_K, num_told_of_K))
-        has_members = np.isin(group, members.groups)
+        num_members_K = np.bincount(members.groups, minlength=len(edges_K)).tolist()
         for edge_round in range(self._config.edge_rounds):
             uploads = self._edge_round(members, edge_round, opener_K[members.groups])
             gather_K = builder.gathers(
@@ -253,17 +285,13 @@ class _RoundPlan:
                 edge_round=edge_round,
                 opener=opener_K,
                 deadline_seconds=setting.config.world.round_policy.deadline_seconds,
+                quorum=[self._protocol.quorum(count) for count in num_members_K],
                 group=group,
             )
             builder.depend(gather_K[members.groups], uploads)
-            builder.depend(gather_K[~has_members], opener_K[~has_members])
+            # All members may be gone before the edge has its model.
+            builder.depend(gather_K, opener_K)
             opener_K = gather_K
-        upload_K = builder.transfers(
-            source=edges_K, target=setting.cloud, label=Role.ADAPTER_UP, after=opener_K, group=group, **whole
-        )
-        if self._probes is None:
-            return upload_K
-        return np.concatenate([upload_K, self._probes.tell_cloud(edges_K, num_told_of_K, opener_K)])
 
     def _edge_round(self, members: Members, edge_round: int, opener_W: Ints) -> Ints:
         """Plan the members' split training in one edge round; returns the rows that their gathers wait for."""
@@ -361,6 +389,18 @@ class _RoundPlan:
             group=lacking,
         )
         return rows
+
+
+def _moved(state: ElsaState, edge_of_client: tuple[int, ...]) -> ElsaState:
+    """Return the state with clients at other edges; what an edge held of a client's calibrations stays behind."""
+    edges = enumerate(zip(state.edge_of_client, edge_of_client, strict=True))
+    moved = {client for client, (old, new) in edges if old != new}
+    return replace(
+        state,
+        edge_of_client=edge_of_client,
+        untold=state.untold | {client for client in moved if edge_of_client[client] != PARKED},
+        calibrated={client: made for client, made in state.calibrated.items() if client not in moved},
+    )
 
 
 def _client_layers(split: Split) -> frozenset[int]:

@@ -59,6 +59,8 @@ def round_line(round_: Round, setting: Setting, arrived: ArrivedWork) -> dict[st
         "work_dropped": len(timeline.dropped),
         "work_skipped": len(timeline.skipped),
         "work_late": len(timeline.pending),
+        "dropped_because": {cause.label: count for cause, count in sorted(Counter(timeline.causes).items())},
+        "incidents": timeline.incidents.counts(),
         "simulated_seconds_by_activity": arrived.by_kind(),
         "participated": list(report.participated),
         "dropped": list(report.dropped),

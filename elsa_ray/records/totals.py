@@ -37,6 +37,8 @@ class Totals:
         self.moves = 0
         self.cohorts = self.cohort_members = 0
         self._splits: Counter[str] = Counter()
+        self._dropped_because: Counter[str] = Counter()
+        self._incidents: Counter[str] = Counter()
         self._bytes_by_role: Counter[str] = Counter()
         self._activity_seconds: Counter[str] = Counter()
         self._wall_seconds: Counter[str] = Counter()
@@ -61,6 +63,8 @@ class Totals:
         self.cohorts += line["cohorts"]["count"]
         self.cohort_members += line["cohorts"]["members"]
         self._splits.update(line["splits"])
+        self._dropped_because.update(line["dropped_because"])
+        self._incidents.update(line["incidents"])
         self._bytes_by_role.update(line["bytes_by_role"])
         self._activity_seconds.update(line["simulated_seconds_by_activity"])
         self._wall_seconds.update(line["wall_seconds"])
@@ -128,6 +132,8 @@ class Totals:
             },
             "splits": dict(sorted(self._splits.items())),
             "work_items": dict(self.work),
+            "dropped_because": dict(sorted(self._dropped_because.items())),
+            "incidents": dict(sorted(self._incidents.items())),
             "simulated_energy_joules": self.energy_joules,
             "wall_seconds_by_phase": self.wall_seconds_by_phase,
         }

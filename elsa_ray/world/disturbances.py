@@ -20,6 +20,7 @@ from elsa_ray.world.plan import ActivityKind, Floats, Ints, Plan
 from elsa_ray.world.roles import Role
 from elsa_ray.world.troubles import Cause, Troubles
 
+
 @dataclass(frozen=True)
 class Disturbances:
     """What disturbs the playing of one plan.

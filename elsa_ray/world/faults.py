@@ -15,6 +15,7 @@ import numpy as np
 from elsa_ray.config.errors import InputError, unknown_name
 from elsa_ray.config.faults import FaultsConfig, LinkFault
 from elsa_ray.network.graph import Network
+from elsa_ray.network.schedule import Steps
 from elsa_ray.world.draws import uniforms
 
 FaultBegins = tuple[tuple[int, float], ...]
@@ -97,7 +98,9 @@ def make_faults(config: FaultsConfig, network: Network, seed: int) -> tuple[Faul
     return tuple(faults)
 
 
-def begins_in_round(faults: Sequence[Fault], before: FaultBegins, round_index: int, clock_seconds: float) -> FaultBegins:
+def begins_in_round(
+    faults: Sequence[Fault], before: FaultBegins, round_index: int, clock_seconds: float
+) -> FaultBegins:
     """Return which faults have begun with this round's start too, those that count from it."""
     new = [
         (number, clock_seconds + fault.start_seconds)
@@ -130,10 +133,19 @@ def down_nodes(spells: Iterable[Spell], seconds: float) -> tuple[int, ...]:
 
 def next_recovery(spells: Iterable[Spell], seconds: float) -> float:
     """Return when the next edge that is down at an instant is up again; infinite if none is down."""
-    ends = (
-        spell.end_seconds for spell in spells if spell.fault.target is Target.EDGE and _holds(spell, seconds)
-    )
+    ends = (spell.end_seconds for spell in spells if spell.fault.target is Target.EDGE and _holds(spell, seconds))
     return min(ends, default=math.inf)
+
+
+def capacity_factors(spells: Iterable[Spell]) -> dict[int, list[Steps]]:
+    """Return what is left of each capacity that is hit, over time; faults that hold at one time multiply."""
+    factors: dict[int, list[Steps]] = {}
+    for spell in spells:
+        begin, end, factor = spell.begin_seconds, spell.end_seconds, spell.fault.factor
+        steps = Steps((0.0, begin, end), (1.0, factor, 1.0)) if begin > 0 else Steps((0.0, end), (factor, 1.0))
+        for capacity in spell.fault.capacities:
+            factors.setdefault(capacity, []).append(steps)
+    return factors
 
 
 def _holds(spell: Spell, seconds: float) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from heapq import heappop, heappush
@@ -19,17 +19,18 @@ from typing import Protocol
 import numpy as np
 import simpy
 
+from elsa_ray.network.schedule import CapacitySchedule
 from elsa_ray.network.sharing import SAME_INSTANT, FluidSharing
 from elsa_ray.world.compute import ComputeSlots
 from elsa_ray.world.disturbances import UNDISTURBED, Disturbances
-from elsa_ray.world.faults import Spell, Target
+from elsa_ray.world.faults import Spell, Target, capacity_factors
 from elsa_ray.world.incidents import IncidentKind, IncidentLog
 from elsa_ray.world.plan import Activities, ActivityKind, Floats, Ints, Plan, WorkItems, WorkKey
 from elsa_ray.world.roles import Role
 from elsa_ray.world.rows import Rows
 from elsa_ray.world.timeline import Outcome, Timeline, WorldState
 from elsa_ray.world.troubles import Cause, Troubles
-from elsa_ray.world.turns import Health, TurnKind, Turns
+from elsa_ray.world.turns import TurnKind, Turns
 
 
 class Path(Protocol):
@@ -135,14 +136,19 @@ class _Player:
         self._num_members = Counter(plan.work.gather.tolist())
         self._quorum_left = plan.gathers.quorum.tolist()  # 0 where there is none
         self._arrivals: list[tuple[WorkKey, ...]] = [()] * len(plan.gathers)
+        schedule = CapacitySchedule(field.capacity_bytes_per_second)
+        schedule = schedule.with_factors(capacity_factors(disturbances.spells))
         self._links = FluidSharing(field.capacity_bytes_per_second)
+        for capacity in schedule.changing:
+            self._links.set_capacity(capacity, schedule.value_at(capacity, state.clock_seconds), state.clock_seconds)
+        self._capacity_changes = schedule.changes(state.clock_seconds)
         self._slots = ComputeSlots(field.slots)
         self._timers: list[tuple[float, int]] = []
         self._deadlines: list[tuple[float, int]] = []
         self._ready: list[int] = []
         self._spells = disturbances.spells
         self._turns = Turns(disturbances, rows.work.client, state.settled_seconds)
-        self._health = Health(field.capacity_bytes_per_second)
+        self._silent: Counter[int] = Counter()  # nodes that do not answer, by how many faults
         self._held: list[int] = []  # gathers that are due while their node does not answer
         self._lost_nodes: set[int] = set()
         self._incidents = IncidentLog()
@@ -183,18 +189,16 @@ class _Player:
             elif phase != _ENDED:
                 self._end(row)
         self._take_turns(limit)
+        for capacity, bytes_per_second in self._capacity_changes.pop_until(self._now):
+            self._links.set_capacity(capacity, bytes_per_second, self._now)
         for row in sorted(_pop_due(self._deadlines, limit)):
             self._close(row)
         self._start_ready()
 
     def _next_instant(self) -> float | None:
         times = [heap[0][0] for heap in (self._timers, self._deadlines) if heap]
-        flow = self._links.next_completion()
-        if flow is not None:
-            times.append(flow)
-        turn = self._turns.next_seconds()
-        if turn < math.inf:
-            times.append(turn)
+        others = (self._links.next_completion(), self._turns.next_seconds, self._capacity_changes.next_seconds)
+        times += [seconds for seconds in others if seconds is not None]
         return min(times, default=None)
 
     def _start_ready(self) -> None:
@@ -290,7 +294,7 @@ class _Player:
             return
         gather = self._gather_of_row[row]
         node = int(self._plan.gathers.node[gather])
-        if self._health.is_silent(node):
+        if self._silent[node] > 0:
             self._held.append(row)
             return
         self._arrivals[gather] = tuple(sorted(self._inbox.pop(node, ())))
@@ -418,13 +422,11 @@ class _Player:
         settled = self._before.settled_seconds
         for spell in self._spells:
             if not spell.is_new and spell.begin_seconds <= settled < spell.end_seconds:
-                self._set_capacities(self._health.begin(spell))
-                if spell.fault.target is Target.EDGE:
-                    self._lose_node(spell.fault.node)
+                self._let_hold(spell)
 
     def _take_turns(self, limit: float) -> None:
         """Let faults begin and end, and clients go off, that do so by ``limit``."""
-        while self._turns.next_seconds() <= limit:
+        while self._turns.next_seconds is not None and self._turns.next_seconds <= limit:
             seconds, kind, subject = self._turns.pop()
             if kind is TurnKind.CLIENT_OFF:
                 self._go_off(subject, seconds)
@@ -438,23 +440,24 @@ class _Player:
         kind = (IncidentKind.LINKS_DEGRADED, IncidentKind.EDGE_CRASHED, IncidentKind.CLOUD_DOWN)[fault.target]
         detail = f"{fault.name}, {fault.factor:g} of the bandwidth" if fault.target is Target.LINKS else fault.name
         self._incidents.add(kind, seconds, node=fault.node, detail=detail)
-        self._set_capacities(self._health.begin(spell))
-        if fault.target is Target.EDGE:
-            self._lose_node(fault.node)
+        self._let_hold(spell)
+
+    def _let_hold(self, spell: Spell) -> None:
+        if spell.fault.target is Target.EDGE:
+            self._lose_node(spell.fault.node)
+        elif spell.fault.target is Target.CLOUD:
+            self._silent[spell.fault.node] += 1
 
     def _end_spell(self, spell: Spell, seconds: float) -> None:
         fault = spell.fault
         kind = (IncidentKind.LINKS_RESTORED, IncidentKind.EDGE_RECOVERED, IncidentKind.CLOUD_UP)[fault.target]
         self._incidents.add(kind, seconds, node=fault.node, detail=fault.name)
-        self._set_capacities(self._health.end(spell))
-        if fault.target is Target.CLOUD and not self._health.is_silent(fault.node):
-            for row in self._held:
-                heappush(self._deadlines, (self._now, row))
-            self._held.clear()
-
-    def _set_capacities(self, capacities: Iterable[int]) -> None:
-        for capacity in capacities:
-            self._links.set_capacity(capacity, self._health.capacity(capacity), self._now)
+        if fault.target is Target.CLOUD:
+            self._silent[fault.node] -= 1
+            if self._silent[fault.node] == 0:
+                for row in self._held:
+                    heappush(self._deadlines, (self._now, row))
+                self._held.clear()
 
     def _go_off(self, client: int, seconds: float) -> None:
         """Give up all work that a client has still a part in."""

@@ -14,10 +14,11 @@ from __future__ import annotations
 import csv
 import math
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Never
+from typing import Any, Never, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -62,6 +63,12 @@ class Intervals:
         floats = (np.broadcast_to(np.asarray(column, np.float64), clients.shape).copy() for column in columns)
         return cls(clients, *floats)
 
+    @classmethod
+    def of_rows(cls, rows: Sequence[tuple[int, float, float, float]]) -> Intervals:
+        """Return intervals from their client, start, end and period."""
+        client, start, end, repeat = zip(*rows, strict=True)
+        return cls.of(client, start, end, repeat)
+
 
 def read_intervals(file: str, num_clients: int) -> Intervals:
     """Read a CSV file with the columns client (an index), start_seconds, end_seconds, and optionally repeat_seconds.
@@ -85,8 +92,7 @@ def read_intervals(file: str, num_clients: int) -> Intervals:
     if not rows:
         raise InputError(file, "no row", "at least one interval")
     _check_overlaps(rows)
-    client, start, end, repeat, _ = zip(*_joined(rows), strict=True)
-    return Intervals.of(client, start, end, repeat)
+    return Intervals.of_rows([row[:4] for row in _joined(rows)])
 
 
 def read_behaviour_trace(file: str, num_clients: int, seed: int) -> Intervals:
@@ -96,7 +102,7 @@ def read_behaviour_trace(file: str, num_clients: int, seed: int) -> Intervals:
         InputError: the file holds anything but plain containers and numbers, or a user's entry is not as described.
     """
     users = _read_pickle(file)
-    clients, starts, ends, repeats = [], [], [], []
+    rows: list[tuple[int, float, float, float]] = []
     for client, user in enumerate(_dealt(users, num_clients, seed)):
         where, entry = f"{file}: user {user}", _entry(users, user, file)
         active, inactive = (_seconds_list(entry, name, where) for name in ("active", "inactive"))
@@ -108,9 +114,10 @@ def read_behaviour_trace(file: str, num_clients: int, seed: int) -> Intervals:
                 found = f"from {start:g} to {end:g}"
                 raise InputError(where, found, f"times in order, active before inactive, none after {finish:g}")
             if start < end:
-                clients, starts = [*clients, client], [*starts, start]
-                ends, repeats = [*ends, end], [*repeats, finish]
-    return Intervals.of(clients, starts, ends, repeats)
+                rows.append((client, start, end, finish))
+    if not rows:
+        raise InputError(file, "nobody who is ever there", "at least one interval")
+    return Intervals.of_rows(rows)
 
 
 @dataclass(frozen=True)
@@ -176,7 +183,7 @@ _Row = tuple[int, float, float, float, str]
 def _check_overlaps(rows: list[_Row]) -> None:
     """Refuse intervals of one client that overlap, or that repeat with different periods."""
     rows.sort(key=lambda row: row[:4])
-    for before, after in zip(rows, rows[1:], strict=False):
+    for before, after in pairwise(rows):
         if before[0] == after[0]:
             if before[3] != after[3]:
                 raise InputError(f"{after[4]}: {_REPEAT}", f"{after[3]:g}", f"{before[3]:g}, as this client's others")
@@ -243,10 +250,10 @@ def _seconds_list(entry: Mapping[str, Any], name: str, where: str) -> list[float
 
 def _positive(entry: Mapping[str, Any], name: str, where: str) -> float:
     value = entry.get(name)
-    if not _is_number(value) or not value > 0:
-        raise InputError(f"{where}: {name}", "nothing" if value is None else repr(value)[:40], "a number > 0")
-    return float(value)
+    if _is_number(value) and value > 0:
+        return float(value)
+    raise InputError(f"{where}: {name}", "nothing" if value is None else repr(value)[:40], "a number > 0")
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import heapq
-import math
-from collections.abc import Iterable, Sequence
 from enum import IntEnum
 
 import numpy as np
 
 from elsa_ray.world.disturbances import Disturbances
-from elsa_ray.world.faults import Spell, Target
 from elsa_ray.world.plan import Ints
 
 
@@ -47,48 +44,12 @@ class Turns:
         heapq.heapify(heap)
         self._heap = heap
 
-    def next_seconds(self) -> float:
-        """Return when the next one is, in absolute seconds; infinite if there is none."""
-        return self._heap[0][0] if self._heap else math.inf
+    @property
+    def next_seconds(self) -> float | None:
+        """When the next one is, in absolute seconds; None if there is none."""
+        return self._heap[0][0] if self._heap else None
 
     def pop(self) -> tuple[float, TurnKind, int]:
         """Take the next one: its time, its kind, and the number of its spell or client."""
         seconds, kind, subject = heapq.heappop(self._heap)
         return seconds, TurnKind(kind), subject
-
-
-class Health:
-    """What is left of the capacities under the faults that hold, and which nodes do not answer.
-
-    Args:
-        capacity_bytes_per_second: of all, whole.
-    """
-
-    def __init__(self, capacity_bytes_per_second: Sequence[float]) -> None:
-        self._whole = capacity_bytes_per_second
-        self._factors: dict[int, list[float]] = {}
-        self._silent: list[int] = []
-
-    def begin(self, spell: Spell) -> Iterable[int]:
-        """Let a fault hold; returns the capacities that it changes."""
-        for capacity in spell.fault.capacities:
-            self._factors.setdefault(capacity, []).append(spell.fault.factor)
-        if spell.fault.target is Target.CLOUD:
-            self._silent.append(spell.fault.node)
-        return spell.fault.capacities
-
-    def end(self, spell: Spell) -> Iterable[int]:
-        """Let a fault hold no more; returns the capacities that it changes."""
-        for capacity in spell.fault.capacities:
-            self._factors[capacity].remove(spell.fault.factor)
-        if spell.fault.target is Target.CLOUD:
-            self._silent.remove(spell.fault.node)
-        return spell.fault.capacities
-
-    def capacity(self, number: int) -> float:
-        """Return what is left of a capacity, in bytes per second. Faults that hold at a time multiply."""
-        return self._whole[number] * math.prod(sorted(self._factors.get(number, ())))
-
-    def is_silent(self, node: int) -> bool:
-        """Tell whether a node does not answer."""
-        return node in self._silent

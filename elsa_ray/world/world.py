@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 import numpy as np
@@ -33,7 +33,7 @@ class Adversity:
         seed: the run's.
     """
 
-    faults: FaultsConfig = FaultsConfig()
+    faults: FaultsConfig = field(default_factory=FaultsConfig)
     spells: tuple[Fault, ...] = ()
     availability: Availability | None = None
     seed: int = 0
@@ -47,7 +47,7 @@ class World:
         router: of that network.
         fleet: the devices; a client computes one thing at a time.
         edge_slots: computations that an edge makes at once, each at the device's rate.
-        adversity: what may go wrong.
+        adversity: what may go wrong; None for nothing.
     """
 
     def __init__(
@@ -57,9 +57,9 @@ class World:
         *,
         fleet: Fleet,
         edge_slots: int,
-        adversity: Adversity = Adversity(),  # noqa: B008
+        adversity: Adversity | None = None,
     ) -> None:
-        self._network, self._adversity = network, adversity
+        self._network, self._adversity = network, adversity or Adversity()
         kinds = network.node_kinds
 
         @cache
@@ -90,7 +90,7 @@ class World:
         if own.faults.stragglers is not None:
             slowdown = slowdowns(own.faults.stragglers, len(self._network.clients), own.seed, plan.round_index)
         disturbances = Disturbances(
-            troubles=troubles_of(own.faults, plan, self._network.clients, own.seed, slowdown),
+            troubles=troubles_of(own.faults, plan, self._network.clients.astype(np.int64), own.seed, slowdown),
             off_seconds=own.availability.off_seconds(clock) if own.availability is not None else None,
             spells=spells_of(own.spells, begins, plan.round_index),
         )
@@ -119,9 +119,7 @@ class World:
         if own.availability is not None:
             present = own.availability.present(clock, round_index)
             next_change = min(next_change, own.availability.next_arrival(clock))
-        return replace(
-            state, present=present, down_nodes=down_nodes(spells, clock), next_change_seconds=next_change
-        )
+        return replace(state, present=present, down_nodes=down_nodes(spells, clock), next_change_seconds=next_change)
 
     def _at_start(self, plan: Plan, state: WorldState, slowdown: Floats | None) -> Incidents:
         """Return who is not there at the start of a round, and who of those with work is slow in it."""
