@@ -292,6 +292,12 @@ class _RoundPlan:
             # All members may be gone before the edge has its model.
             builder.depend(gather_K, opener_K)
             opener_K = gather_K
+        upload_K = builder.transfers(
+            source=edges_K, target=setting.cloud, label=Role.ADAPTER_UP, after=opener_K, group=group, **whole
+        )
+        if self._probes is None:
+            return upload_K
+        return np.concatenate([upload_K, self._probes.tell_cloud(edges_K, num_told_of_K, opener_K)])
 
     def _edge_round(self, members: Members, edge_round: int, opener_W: Ints) -> Ints:
         """Plan the members' split training in one edge round; returns the rows that their gathers wait for."""

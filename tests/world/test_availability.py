@@ -43,7 +43,7 @@ def test_a_draw_is_its_own_whoever_else_is_drawn_for() -> None:
     numbers = np.arange(100_000)
     drawn = uniforms(numbers, 7, "a purpose", 3)
     assert (uniforms([4], 7, "a purpose", 3)[0], uniforms([99_999], 7, "a purpose", 3)[0]) == (drawn[4], drawn[-1])
-    assert 0 < drawn.min() and drawn.max() < 1
+    assert drawn.min() > 0 and drawn.max() < 1
     counts, _ = np.histogram(drawn, bins=100, range=(0, 1))
     # Chi-square with 99 degrees of freedom: 160 has a probability of about 1e-4.
     assert ((counts - 1000) ** 2 / 1000).sum() < 160
@@ -139,7 +139,10 @@ class TestCsv:
 
     def test_a_wrong_file_is_named(self, tmp_path: Path) -> None:
         for file, told in (
-            (self.write(tmp_path, header="client,start"), "found no column start_seconds; allowed: client, start_seconds"),
+            (
+                self.write(tmp_path, header="client,start"),
+                "found no column start_seconds; allowed: client, start_seconds",
+            ),
             (str(tmp_path / "none.csv"), "No such file or directory; allowed: a readable CSV file"),
         ):
             with pytest.raises(InputError, match=told):
@@ -199,7 +202,9 @@ class TestFedScale:
                 lambda file=file: read_behaviour_trace(file, 1, 0),
                 lambda file=file: read_device_capacities(file, 1, 0, 1e9),
             ):
-                with pytest.raises(InputError, match="allowed: a pickle of plain dicts, lists, numbers and texts") as error:
+                with pytest.raises(
+                    InputError, match="allowed: a pickle of plain dicts, lists, numbers and texts"
+                ) as error:
                     reading()
                 assert "\n" not in str(error.value)
         assert not victim.exists()

@@ -1,6 +1,6 @@
 """The whole log of each fault and policy, computed by hand in numbers that floats hold exactly, compared with ``==``.
 
-Every link carries 8 bytes a second after half a second, every message has 8 bytes (1.5 s alone), one FLOP takes a second.
+Every link carries 8 bytes a second after half a second, every message has 8 bytes (1.5 s alone), a FLOP takes a second.
 A client's round in town: its model from 0 to 1.5, training from 1.5 on, its upload behind; client 0 trains 4 s and
 arrives at 7, client 1 trains 8 s and arrives at 11.
 """
@@ -250,7 +250,10 @@ class TestEdges:
             ("tell0 dropped", None, 4.0),
             *self.CITY_1,
         ]
-        assert own.incidents(timeline) == [(4.0, "edge_crashed", "e0", -1, "e0"), (7.0, "edge_recovered", "e0", -1, "e0")]
+        assert own.incidents(timeline) == [
+            (4.0, "edge_crashed", "e0", -1, "e0"),
+            (7.0, "edge_recovered", "e0", -1, "e0"),
+        ]
         assert (arrived(timeline), dropped(timeline)) == ([[], [2], []], [(0, Cause.EDGE_CRASHED, 4.0)])
         assert timeline.lost_nodes == {TOWN.index("e0")}
 
@@ -381,12 +384,12 @@ class TestOverRounds:
     def test_a_fault_goes_on_over_the_end_of_a_round_and_is_told_once(self) -> None:
         own = scene()
         faults = make_faults(
-            FaultsConfig(links=[LinkFault(link=["c0", "e0"], round=0, start_seconds=6.5, duration_seconds=5.0)]), TOWN, 0
+            FaultsConfig(links=[LinkFault(link=["c0", "e0"], round=0, start_seconds=6.5, duration_seconds=5.0)]),
+            TOWN,
+            0,
         )
         begins = begins_in_round(faults, (), 0, 0.0)
-        first = own.play(
-            street(quorum=1, keep_late=True), Disturbances(spells=spells_of(faults, begins, 0))
-        )
+        first = own.play(street(quorum=1, keep_late=True), Disturbances(spells=spells_of(faults, begins, 0)))
         # Half of client 0's upload had flowed; client 1 is in first, at 11.
         assert (own.log(first)[2], first.end_seconds) == (("up0 pending", 5.5, None), 11.0)
         second = own.play(

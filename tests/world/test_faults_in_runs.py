@@ -1,4 +1,4 @@
-"""Faults and policies in real runs: who is trained, what counts how much, where clients go, and what is written down."""
+"""Faults and policies in real runs: who is trained, what counts how much, where clients go, what is written down."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class TestEdgeCrash:
         """An edge crashes as round 1 begins, and is back within round 2."""
         folder = tmp_path_factory.mktemp("crash")
         plain = only_plan(town_config(folder, topology=CITY, protocol=TRAIN_IN_CITY))
-        first, second = plain.timelines[:2]
+        second = plain.timelines[1]
         lasts = (second.end_seconds - second.begin_seconds) * 1.5
         crash = {"edge": "edge0", "round": 1, "duration_seconds": lasts}
         world = {"faults": {"edges": [crash]}}
@@ -135,7 +135,13 @@ class TestEdgeCrash:
         begin = run.timelines[1].begin_seconds
         assert [event[1:] for event in events if event[2].startswith("edge_")] == [
             (begin, "edge_crashed", "edge0", -1, "edge0"),
-            (begin + run.prepared.config.world.faults.edges[0].duration_seconds, "edge_recovered", "edge0", -1, "edge0"),
+            (
+                begin + run.prepared.config.world.faults.edges[0].duration_seconds,
+                "edge_recovered",
+                "edge0",
+                -1,
+                "edge0",
+            ),
         ]
         dropped = [event for event in events if event[2] == "work_dropped"]
         assert {event[1] for event in dropped} == {begin}

@@ -1,4 +1,4 @@
-"""Under every fault and policy each work item ends exactly once, and what it has cost is what the links have carried."""
+"""Under every fault and policy each work item ends exactly once, and costs what the links have carried."""
 
 from __future__ import annotations
 
