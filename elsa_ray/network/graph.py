@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from elsa_ray.config.errors import InputError, unknown_name
 from elsa_ray.network.links import MAX_LATENCY_SECONDS, Link, read_link, read_node
+from elsa_ray.network.schedule import Steps
 
 SOURCE_NODE = "source_node"
 """Edge attribute of an undirected networkx graph: the end that the edge's figures call the source."""
@@ -44,6 +45,8 @@ class Network:
     link_capacity: NDArray[np.int32]
     """For each directed link: the index of the capacity that it draws from."""
     capacity_bytes_per_second: NDArray[np.float64]
+    bandwidths: Mapping[int, Steps] = field(default_factory=dict)
+    """For the capacities whose links have a schedule: bytes per second over time, instead of the fixed figure."""
 
     def index(self, name: str) -> int:
         """Return the node's index.

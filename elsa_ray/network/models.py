@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from elsa_ray.config.errors import unknown_name
 from elsa_ray.network.routes import Router
+from elsa_ray.network.sharing import FluidSharing
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,18 @@ class Way:
     weight: float
     bound_bytes_per_second: float
     alone_bytes_per_second: float
+
+    def start(self, sharing: FluidSharing, flow_id: int, num_bytes: float, now: float) -> None:
+        """Start a flow over this way; its latency is over."""
+        sharing.start(
+            flow_id,
+            num_bytes,
+            self.capacities,
+            now,
+            self.coefficients,
+            weight=self.weight,
+            bound_bytes_per_second=self.bound_bytes_per_second,
+        )
 
     def seconds_alone(self, num_bytes: float) -> float:
         """Return how long a transfer takes that shares with nobody, at the topology's own bandwidths."""
@@ -158,3 +172,14 @@ class Tcp:
 
 NETWORK_MODELS: dict[str, NetworkModel] = {model.name: model for model in (Fluid(), Tcp())}
 """The models that a config may name."""
+
+
+def find_model(name: str, where: str) -> NetworkModel:
+    """Return the model of that name.
+
+    Raises:
+        InputError: there is none; ``where`` says which field named it.
+    """
+    if name not in NETWORK_MODELS:
+        raise unknown_name(where, name, NETWORK_MODELS)
+    return NETWORK_MODELS[name]

@@ -98,6 +98,11 @@ class Router:
 
     def routes(self, sources: Sequence[int], targets: Sequence[int]) -> list[Route | None]:
         """Return the route of each pair; searches start at the nodes that occur most often, on that side."""
+        self.search(sources, targets)
+        return [self.route(source, target) for source, target in zip(sources, targets, strict=True)]
+
+    def search(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Make the searches that the routes of these pairs need, from the nodes that occur most often, on that side."""
         as_source, as_target = Counter(sources), Counter(targets)
         for source, target in zip(sources, targets, strict=True):
             if source == target or target in self._trees_to or source in self._trees_from:
@@ -106,7 +111,6 @@ class Router:
                 self._tree_to(target)
             elif as_target[target] < as_source[source]:
                 self._tree_from(source)
-        return [self.route(source, target) for source, target in zip(sources, targets, strict=True)]
 
     def _tree_to(self, target: int) -> _Tree:
         if target not in self._trees_to:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from elsa_ray.network.instants import is_same_instant
+from elsa_ray.network.sharing import FluidSharing
 
 
 class PiecewiseConstant(Protocol):
@@ -124,13 +125,6 @@ class CapacitySchedule:
             value *= factor.value_at(seconds)
         return value * self.usable_part
 
-    def values_at(self, seconds: float) -> list[float]:
-        """Return what each capacity carries at a moment, in bytes per second."""
-        values = [value * self.usable_part for value in self.bytes_per_second]
-        for capacity in self.changing:
-            values[capacity] = self.value_at(capacity, seconds)
-        return values
-
     @property
     def changing(self) -> list[int]:
         """The capacities that may change, ascending."""
@@ -142,6 +136,13 @@ class CapacitySchedule:
         if capacity in self.bandwidths:
             parts.append(self.bandwidths[capacity])
         return min((part.next_change(after_seconds) for part in parts), default=math.inf)
+
+    def sharing(self, seconds: float) -> FluidSharing:
+        """Return the sharing of these capacities, as they are at a moment."""
+        sharing = FluidSharing([value * self.usable_part for value in self.bytes_per_second])
+        for capacity in self.changing:
+            sharing.set_capacity(capacity, self.value_at(capacity, seconds), seconds)
+        return sharing
 
     def changes(self, after_seconds: float) -> CapacityChanges:
         """Return a cursor over the changes later than a moment."""
