@@ -107,7 +107,14 @@ def prepare(config: ExperimentConfig) -> Prepared:
         make_availability(config.world.availability, len(network.clients), config.seed),
         config.seed,
     )
-    world = World(network, router, fleet=fleet, edge_slots=config.world.edges.slots, adversity=adversity)
+    world = World(
+        network,
+        router,
+        fleet=fleet,
+        edge_slots=config.world.edges.slots,
+        model=setting.network_model,
+        adversity=adversity,
+    )
     return Prepared(config, setting, protocol(config.protocol, setting), world)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator
 
@@ -90,6 +90,8 @@ class EdgesConfig(Section):
 class WorldConfig(Section):
     """The simulated field."""
 
+    network: Literal["fluid", "tcp"] = "fluid"
+    """How transfers share links: as equals after their latency, or as a flow-level model of TCP has it."""
     clients: ClientsConfig = ClientsConfig()
     edges: EdgesConfig = EdgesConfig()
     availability: AvailabilityConfig = Always()

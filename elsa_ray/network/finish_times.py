@@ -149,15 +149,21 @@ def _play(schedule: CapacitySchedule, transfers: Sequence[_Transfer], ways: Sequ
                 sharing.set_capacity(capacity, bytes_per_second, now)
         while upcoming and arrives[carried[upcoming[-1]]] == now:
             flow = upcoming.pop()
-            row = carried[flow]
-            ways[row].start(sharing, flow, transfers[row].num_bytes, now)
+            row, way = carried[flow], ways[carried[flow]]
+            sharing.start(
+                flow,
+                transfers[row].num_bytes,
+                way.capacities,
+                now,
+                way.coefficients,
+                weight=way.weight,
+                bound_bytes_per_second=way.bound_bytes_per_second,
+            )
             num_active += 1
     return finishes
 
 
-def _seconds_alone(
-    schedule: CapacitySchedule, transfers: Sequence[_Transfer], ways: Sequence[Way]
-) -> Iterator[float]:
+def _seconds_alone(schedule: CapacitySchedule, transfers: Sequence[_Transfer], ways: Sequence[Way]) -> Iterator[float]:
     """Yield how long each transfer would take without all others, under the same schedule."""
     changing = set(schedule.changing)
     for transfer, way in zip(transfers, ways, strict=True):

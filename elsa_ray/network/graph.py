@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
+from pathlib import Path
 from typing import Any
 
 import networkx as nx
@@ -15,9 +16,23 @@ from numpy.typing import ArrayLike, NDArray
 from elsa_ray.config.errors import InputError, unknown_name
 from elsa_ray.network.links import MAX_LATENCY_SECONDS, Link, read_link, read_node
 from elsa_ray.network.schedule import Steps
+from elsa_ray.network.schedule_csv import read_schedule
 
 SOURCE_NODE = "source_node"
 """Edge attribute of an undirected networkx graph: the end that the edge's figures call the source."""
+
+
+@dataclass(frozen=True, slots=True)
+class LinkSchedule:
+    """The file of a link's bandwidths over time, and after how many seconds it starts anew (None: never)."""
+
+    file: str
+    repeat_seconds: float | None
+
+    def stated(self) -> dict[str, Any]:
+        """Return the attributes of a topology file that say so."""
+        again = {} if self.repeat_seconds is None else {"repeat_seconds": self.repeat_seconds}
+        return {"bandwidth_schedule": self.file, **again}
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +62,8 @@ class Network:
     capacity_bytes_per_second: NDArray[np.float64]
     bandwidths: Mapping[int, Steps] = field(default_factory=dict)
     """For the capacities whose links have a schedule: bytes per second over time, instead of the fixed figure."""
+    schedules: Mapping[int, LinkSchedule] = field(default_factory=dict)
+    """Where these come from, by directed link; of an undirected link, by that from its source."""
 
     def index(self, name: str) -> int:
         """Return the node's index.
@@ -117,6 +134,8 @@ class Network:
                 link["reverse_bandwidth_bytes_per_second"] = float(bandwidth[row + 1])
             if shared[self.link_capacity[row]]:
                 link["shared_medium"] = True
+            if row in self.schedules:
+                link |= self.schedules[row].stated()
             yield link
 
     @cached_property
@@ -204,7 +223,37 @@ def assemble(
     columns = _directed_columns(stated, index) if directed else _undirected_columns(stated, index)
     if directed:
         columns = _share_media(columns, stated, names, where)
-    return Network(where, figures, directed, names, kinds, *columns)
+    network = Network(where, figures, directed, names, kinds, *columns)
+    if not any(link.bandwidth_schedule for link in stated):
+        return network
+    return replace(network, **_schedules(network, stated))
+
+
+def _schedules(network: Network, links: Sequence[Link]) -> dict[str, Any]:
+    """Read the links' schedules; files are relative to the topology's. Each file is read once."""
+    read = cache(read_schedule)
+    schedules: dict[int, LinkSchedule] = {}
+    bandwidths: dict[int, Steps] = {}
+    for number, link in enumerate(links):
+        if not link.bandwidth_schedule:
+            continue
+        row = number if network.directed else 2 * number
+        path = Path(network.where).parent / link.bandwidth_schedule
+        place = f"{network.where}: link {link.source}-{link.target}: bandwidth_schedule"
+        table = read(path)
+        schedules[row] = LinkSchedule(str(path.absolute()), link.repeat_seconds)
+        forward = int(network.link_capacity[row])
+        if forward in bandwidths:
+            raise InputError(place, link.bandwidth_schedule, "one schedule for both directions of a shared medium")
+        bandwidths[forward] = table.steps(table.forward, link.bandwidth_bytes_per_second, link.repeat_seconds)
+        if table.reverse is not None and (network.directed or link.shared_medium):
+            raise InputError(f"{table.where}: columns", "a reverse bandwidth", f"one bandwidth, for {place}")
+        # Without figures of its own the way back is as the way there; a link that states its reverse keeps that.
+        back = table.forward if table.reverse is None and not link.has_own_reverse else table.reverse
+        if not network.directed and not link.shared_medium and back is not None:
+            before = link.reverse_bandwidth_bytes_per_second
+            bandwidths[int(network.link_capacity[row + 1])] = table.steps(back, before, link.repeat_seconds)
+    return {"bandwidths": bandwidths, "schedules": schedules}
 
 
 StatedLinks = tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]

@@ -14,7 +14,6 @@ from typing import Protocol
 
 from elsa_ray.config.errors import unknown_name
 from elsa_ray.network.routes import Router
-from elsa_ray.network.sharing import FluidSharing
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +26,7 @@ class Way:
         latency_seconds: before the first byte flows.
         weight: the flow's share of a contended capacity, relative to others'.
         bound_bytes_per_second: what the flow cannot exceed however wide its path is; inf where nothing bounds it.
-        alone_bytes_per_second: the rate of a flow that shares with nobody; inf where source and target are the same.
+        bottleneck_bytes_per_second: the rate of a flow that shares with nobody; inf from a node to itself.
     """
 
     capacities: tuple[int, ...]
@@ -35,23 +34,11 @@ class Way:
     latency_seconds: float
     weight: float
     bound_bytes_per_second: float
-    alone_bytes_per_second: float
-
-    def start(self, sharing: FluidSharing, flow_id: int, num_bytes: float, now: float) -> None:
-        """Start a flow over this way; its latency is over."""
-        sharing.start(
-            flow_id,
-            num_bytes,
-            self.capacities,
-            now,
-            self.coefficients,
-            weight=self.weight,
-            bound_bytes_per_second=self.bound_bytes_per_second,
-        )
+    bottleneck_bytes_per_second: float
 
     def seconds_alone(self, num_bytes: float) -> float:
         """Return how long a transfer takes that shares with nobody, at the topology's own bandwidths."""
-        return self.latency_seconds + num_bytes / self.alone_bytes_per_second
+        return self.latency_seconds + num_bytes / self.bottleneck_bytes_per_second
 
 
 class NetworkModel(Protocol):

@@ -20,8 +20,7 @@ def assumptions(setting: Setting, executor: str) -> list[str]:
         executor: its name: ray, inline or none.
     """
     return [
-        "Network: fluid flows that share links max-min fairly, each after its path's latency; right for transfers much "
-        "longer than a round trip, and blind to packets, losses and slow start.",
+        setting.network_model.sentence,
         _topology_sentence(setting),
         *_clients_sentences(setting),
         _device_sentence("Edge servers", setting.fleet.edge, setting.config.world.edges.slots),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -72,7 +73,7 @@ class RunFolder:
         The line is on the disk when this returns; the tables are whole after ``close``.
         """
         if self._ways is None or self._clock is None:
-            self._ways = Ways(setting.router.route)
+            self._ways = Ways(partial(setting.network_model.way, setting.router))
             self._clock = WorkClock(setting.network, self._ways)
         parts = transfer_parts(round_.timeline, self._ways)
         arrived = self._clock.add(round_.plan, round_.timeline, parts)

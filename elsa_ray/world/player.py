@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 from enum import IntEnum
 from heapq import heappop, heappush
 from typing import Protocol
@@ -19,8 +20,8 @@ from typing import Protocol
 import numpy as np
 import simpy
 
-from elsa_ray.network.schedule import CapacitySchedule
-from elsa_ray.network.sharing import SAME_INSTANT, FluidSharing
+from elsa_ray.network.schedule import CapacitySchedule, PiecewiseConstant
+from elsa_ray.network.sharing import SAME_INSTANT
 from elsa_ray.world.compute import ComputeSlots
 from elsa_ray.world.disturbances import UNDISTURBED, Disturbances
 from elsa_ray.world.faults import Spell, Target, capacity_factors
@@ -34,15 +35,27 @@ from elsa_ray.world.turns import TurnKind, Turns
 
 
 class Path(Protocol):
-    """The way of a transfer: the capacities it draws from, and the sum of its links' latencies."""
+    """The way of a transfer, as a model of the network has it (``network.models.Way``)."""
 
     @property
     def capacities(self) -> Sequence[int]:
         """Indices of the capacities; one that is crossed twice occurs twice."""
 
     @property
+    def coefficients(self) -> Sequence[float] | None:
+        """What a byte takes of each of them; None is 1."""
+
+    @property
     def latency_seconds(self) -> float:
-        """Sum over the links."""
+        """Before the first byte flows."""
+
+    @property
+    def weight(self) -> float:
+        """Its share of a contended capacity, relative to others'."""
+
+    @property
+    def bound_bytes_per_second(self) -> float:
+        """What it cannot exceed."""
 
 
 class Phase(IntEnum):
@@ -66,6 +79,8 @@ class Field:
         flops_per_second: of one slot, by node index.
         slots: computations at once, by node index.
         client_nodes: node index by client; needed only where clients go off.
+        bandwidths: bytes per second over time, of the capacities that have a schedule.
+        usable_part: of each capacity, what payloads can use.
     """
 
     find_path: Callable[[int, int], Path]
@@ -73,6 +88,8 @@ class Field:
     flops_per_second: Sequence[float]
     slots: Sequence[int]
     client_nodes: Sequence[int] = ()
+    bandwidths: Mapping[int, PiecewiseConstant] = dataclass_field(default_factory=dict)
+    usable_part: float = 1.0
 
 
 def play(
@@ -136,11 +153,13 @@ class _Player:
         self._num_members = Counter(plan.work.gather.tolist())
         self._quorum_left = plan.gathers.quorum.tolist()  # 0 where there is none
         self._arrivals: list[tuple[WorkKey, ...]] = [()] * len(plan.gathers)
-        schedule = CapacitySchedule(field.capacity_bytes_per_second)
-        schedule = schedule.with_factors(capacity_factors(disturbances.spells))
-        self._links = FluidSharing(field.capacity_bytes_per_second)
-        for capacity in schedule.changing:
-            self._links.set_capacity(capacity, schedule.value_at(capacity, state.clock_seconds), state.clock_seconds)
+        schedule = CapacitySchedule(
+            field.capacity_bytes_per_second,
+            field.bandwidths,
+            capacity_factors(disturbances.spells),
+            usable_part=field.usable_part,
+        )
+        self._links = schedule.sharing(state.clock_seconds)
         self._capacity_changes = schedule.changes(state.clock_seconds)
         self._slots = ComputeSlots(field.slots)
         self._timers: list[tuple[float, int]] = []
@@ -241,7 +260,15 @@ class _Player:
             return
         self._phase[row] = _FLOWING
         path = self._field.find_path(self._rows.source[row], self._rows.target[row])
-        self._links.start(row, num_bytes, path.capacities, self._now)
+        self._links.start(
+            row,
+            num_bytes,
+            path.capacities,
+            self._now,
+            path.coefficients,
+            weight=path.weight,
+            bound_bytes_per_second=path.bound_bytes_per_second,
+        )
 
     def _fill_slots(self) -> None:
         for row in self._slots.take_startable():

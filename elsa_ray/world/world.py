@@ -11,6 +11,7 @@ import numpy as np
 from elsa_ray.config.errors import InputError
 from elsa_ray.config.faults import FaultsConfig
 from elsa_ray.network.graph import Network
+from elsa_ray.network.models import Fluid, NetworkModel
 from elsa_ray.network.routes import Router
 from elsa_ray.world.availability import Availability
 from elsa_ray.world.disturbances import Disturbances, slowdowns, troubles_of
@@ -20,6 +21,8 @@ from elsa_ray.world.incidents import IncidentKind, IncidentLog, Incidents
 from elsa_ray.world.plan import Floats, Plan
 from elsa_ray.world.player import Field, Path, initial_state, play
 from elsa_ray.world.timeline import Timeline, WorldState
+
+_FLUID = Fluid()
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class World:
         router: of that network.
         fleet: the devices; a client computes one thing at a time.
         edge_slots: computations that an edge makes at once, each at the device's rate.
+        model: how transfers use the network.
         adversity: what may go wrong; None for nothing.
     """
 
@@ -57,6 +61,7 @@ class World:
         *,
         fleet: Fleet,
         edge_slots: int,
+        model: NetworkModel = _FLUID,
         adversity: Adversity | None = None,
     ) -> None:
         self._network, self._adversity = network, adversity or Adversity()
@@ -64,11 +69,11 @@ class World:
 
         @cache
         def find_path(source: int, target: int) -> Path:
-            route = router.route(source, target)
-            if route is None:
+            way = model.way(router, source, target)
+            if way is None:
                 pair = f"{network.node_names[source]} to {network.node_names[target]}"
                 raise InputError(network.where, f"no way from {pair}", "a path that does not lead through a client")
-            return route
+            return way
 
         self._field = Field(
             find_path=find_path,
@@ -76,6 +81,8 @@ class World:
             flops_per_second=fleet.flops_per_second(network).tolist(),
             slots=[edge_slots if kind == "edge" else 1 for kind in kinds],
             client_nodes=network.clients.tolist(),
+            bandwidths=network.bandwidths,
+            usable_part=model.usable_part,
         )
 
     def start(self) -> WorldState:

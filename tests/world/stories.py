@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
 import networkx as nx
 import numpy as np
 
 from elsa_ray.network.graph import Network, build_network
+from elsa_ray.network.models import Fluid
 from elsa_ray.network.routes import Router
 from elsa_ray.world.disturbances import UNDISTURBED, Disturbances
 from elsa_ray.world.incidents import IncidentKind
@@ -45,7 +47,7 @@ class Scene:
         names = network.node_names
         self.network = network
         self.field = Field(
-            find_path=Router(network).route,  # type: ignore[arg-type]
+            find_path=partial(Fluid().way, Router(network)),  # type: ignore[arg-type]
             capacity_bytes_per_second=network.capacity_bytes_per_second.tolist(),
             flops_per_second=[(speeds or {}).get(name, 1.0) for name in names],
             slots=[(slots or {}).get(name, 1) for name in names],
