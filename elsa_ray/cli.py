@@ -73,7 +73,7 @@ def net(
     topology: Annotated[str, typer.Argument(metavar="TOPOLOGY", help="A topology's name or file.")],
     transfers: Annotated[Path, typer.Argument(metavar="TRANSFERS.csv", help="id,src,dst,num_bytes,start_seconds")],
     out: Annotated[Path, typer.Option("--out", help="CSV to write: id,start_seconds,finish_seconds,seconds_alone")],
-    model: Annotated[Literal["fluid"], typer.Option(help="How transfers share links.")] = "fluid",
+    model: Annotated[Literal["fluid", "tcp"], typer.Option(help="How transfers share links.")] = "fluid",
 ) -> None:
     """Say when transfers would finish on a network."""
     from elsa_ray.network import finish_times
@@ -81,7 +81,8 @@ def net(
     from elsa_ray.network.transfers_csv import read_transfers_csv, write_finish_times_csv
 
     network = find_network(topology, roles_required=False)
-    write_finish_times_csv(out, finish_times(network, read_transfers_csv(transfers), where=str(transfers)))
+    table = finish_times(network, read_transfers_csv(transfers), where=str(transfers), model=model)
+    write_finish_times_csv(out, table)
 
 
 @topology_app.command("list")

@@ -11,7 +11,7 @@ from elsa_ray.protocols.protocol import ProtocolState, RoundResults
 from elsa_ray.records.round import Round
 from elsa_ray.runtime.executor import Executor
 from elsa_ray.world.plan import Plan
-from elsa_ray.world.timeline import Timeline
+from elsa_ray.world.timeline import Timeline, WorldState
 
 
 def rounds(prepared: Prepared, state: ProtocolState, executor: Executor) -> Iterator[Round]:
@@ -22,7 +22,7 @@ def rounds(prepared: Prepared, state: ProtocolState, executor: Executor) -> Iter
     while stop_reason is None:
         wall_seconds: dict[str, float] = {}
         with _timed(wall_seconds, "plan"):
-            plan = protocol.plan(state, world_state)
+            plan, world_state = _plan(prepared, state, world_state)
         with _timed(wall_seconds, "play"):
             timeline, world_state = world.play(plan, world_state)
         with _timed(wall_seconds, "train"):
@@ -32,6 +32,18 @@ def rounds(prepared: Prepared, state: ProtocolState, executor: Executor) -> Iter
             state, report = protocol.conclude(state, results, plan, timeline)
         stop_reason = protocol.finished(state)
         yield Round(plan, timeline, results, report, state, stop_reason, wall_seconds)
+
+
+def _plan(prepared: Prepared, state: ProtocolState, world_state: WorldState) -> tuple[Plan, WorldState]:
+    """Plan a round; where nobody can take part and nothing is under way, when the next client or edge comes."""
+    plan = prepared.protocol.plan(state, world_state)
+    while not len(plan.work) and not len(world_state.work):
+        later = prepared.world.wait(world_state, state.round_index)
+        if later is None:
+            break
+        world_state = later
+        plan = prepared.protocol.plan(state, world_state)
+    return plan, world_state
 
 
 def _is_evaluated(prepared: Prepared, state: ProtocolState, plan: Plan, timeline: Timeline) -> bool:

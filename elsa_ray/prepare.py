@@ -18,6 +18,7 @@ from elsa_ray.config.experiment import ExperimentConfig
 from elsa_ray.config.misbehaviour import Misbehaviour, check_misbehaviour_of_task
 from elsa_ray.config.plugins import find_class
 from elsa_ray.config.protocol import CodecChains
+from elsa_ray.config.task import SizesDataset
 from elsa_ray.model.adapters import Adapters, initial_adapters, make_layout
 from elsa_ray.model.families import family_of
 from elsa_ray.model.tripartite import TripartiteModel
@@ -29,14 +30,19 @@ from elsa_ray.protocols.fedavg import FedAvg
 from elsa_ray.protocols.protocol import Protocol
 from elsa_ray.protocols.setting import Setting
 from elsa_ray.runtime.hardware import resolve_numerics
+from elsa_ray.tasks.model_facts import check_has_weights
 from elsa_ray.tasks.task import load_task
 from elsa_ray.tasks.weights import load_model
 from elsa_ray.training.misbehaviour import misbehaviour_of_clients
 from elsa_ray.training.probing import answer_probes
 from elsa_ray.training.recipe import Chains, Recipe
+from elsa_ray.world.availability import make_availability
 from elsa_ray.world.devices import devices_of_clients, find_device
+from elsa_ray.world.faults import make_faults
 from elsa_ray.world.fleet import Fleet
-from elsa_ray.world.world import World
+from elsa_ray.world.plan import Floats
+from elsa_ray.world.traces import read_device_capacities
+from elsa_ray.world.world import Adversity, World
 
 PROTOCOLS: dict[str, type[Protocol]] = {"elsa": Elsa, "fedavg": FedAvg}
 PRECISIONS = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16}
@@ -65,7 +71,9 @@ def prepare(config: ExperimentConfig) -> Prepared:
     Raises:
         InputError: anything in config, data or topology is wrong.
     """
-    network = make_network(config.topology, config.seed, Path())
+    if config.runtime.executor != "none":
+        _check_can_be_trained(config)
+    network, rate_N = _as_measured(config, make_network(config.topology, config.seed, Path()))
     config = _resolved(config, network)
     task = load_task(config.task, num_clients=len(network.clients), seed=config.seed, base_folder=Path())
     causal_lm = config.task.kind == "causal_lm"
@@ -78,6 +86,8 @@ def prepare(config: ExperimentConfig) -> Prepared:
         devices_of_clients(config.world.clients.device, len(network.clients), config.seed, "world.clients.device"),
         find_device(config.world.edges.device, "world.edges.device"),
     )
+    if rate_N is not None:
+        fleet = fleet.with_flops_per_second(rate_N)
     router = Router(network)
     setting = Setting(
         config=config,
@@ -91,8 +101,45 @@ def prepare(config: ExperimentConfig) -> Prepared:
         misbehaviour=_misbehaviour(config, len(network.clients)),
     )
     protocol = find_class("protocol.name", "elsa_ray.protocols", config.protocol.name, PROTOCOLS)
-    world = World(network, router, fleet=fleet, edge_slots=config.world.edges.slots)
+    adversity = Adversity(
+        config.world.faults,
+        make_faults(config.world.faults, network, config.seed),
+        make_availability(config.world.availability, len(network.clients), config.seed),
+        config.seed,
+    )
+    world = World(
+        network,
+        router,
+        fleet=fleet,
+        edge_slots=config.world.edges.slots,
+        model=setting.network_model,
+        adversity=adversity,
+    )
     return Prepared(config, setting, protocol(config.protocol, setting), world)
+
+
+def _check_can_be_trained(config: ExperimentConfig) -> None:
+    """Refuse what can only be planned.
+
+    Raises:
+        InputError: the model has no weights here, or the data set no texts.
+    """
+    check_has_weights(config.task.model, Path())
+    if isinstance(config.task.dataset, SizesDataset):
+        found = f"a data set of sizes with runtime.executor {config.runtime.executor}"
+        allowed = "texts; sizes alone can be timed and not trained (elsa-ray plan, or runtime.executor: none)"
+        raise InputError("task.dataset.sizes", found, allowed)
+
+
+def _as_measured(config: ExperimentConfig, network: Network) -> tuple[Network, Floats | None]:
+    """Return the network with the bandwidths, and the clients' FLOP/s, that a file says; None where none does."""
+    told = config.world.clients.capacities
+    if told is None:
+        return network, None
+    capacities = read_device_capacities(told.file, len(network.clients), config.seed, told.flops_per_sample)
+    if told.links:
+        network = network.with_client_bandwidths(capacities.bytes_per_second)
+    return network, capacities.flops_per_second
 
 
 def _misbehaviour(config: ExperimentConfig, num_clients: int) -> tuple[Misbehaviour | None, ...]:
@@ -170,8 +217,9 @@ def load_backbone(prepared: Prepared) -> tuple[PreTrainedModel, Adapters]:
     """Load the frozen model in fp32 on the CPU, and the first adapters.
 
     Raises:
-        InputError: the weights cannot be had.
+        InputError: the weights cannot be had, or there are no texts to train on.
     """
+    _check_can_be_trained(prepared.config)
     setting = prepared.setting
     model = load_model(setting.task.backbone, setting.task.kind, prepared.config.seed)
     adapters = initial_adapters(setting.layout, model, prepared.config.seed, make_recipe(prepared).adapter_dtype)

@@ -17,7 +17,15 @@ from elsa_ray.config.clustering import ClusteringConfig
 from elsa_ray.network.graph import Network
 from elsa_ray.network.routes import Route, Router
 
-__all__ = ["PARKED", "assign", "default_capacity", "edge_costs", "edges_of_clusters", "step_round_trip_seconds"]
+__all__ = [
+    "PARKED",
+    "RoundTrips",
+    "assign",
+    "default_capacity",
+    "edge_costs",
+    "edges_of_clusters",
+    "step_round_trip_seconds",
+]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -49,46 +57,77 @@ def step_round_trip_seconds(
         up_bytes_N, down_bytes_N: of both messages of a direction together.
         compute_seconds_NK: client and edge computation of a step.
     """
-    up_seconds_NK, up_rate_NK = _ways(network, router, upward=True)
-    down_seconds_NK, down_rate_NK = _ways(network, router, upward=False)
-    sending_NK = up_bytes_N[:, None] / up_rate_NK + down_bytes_N[:, None] / down_rate_NK
-    return 2 * (up_seconds_NK + down_seconds_NK) + sending_NK + compute_seconds_NK
+    round_trips = RoundTrips(network, router, up_bytes_N=up_bytes_N, down_bytes_N=down_bytes_N)
+    return round_trips.seconds(slice(None)) + compute_seconds_NK
 
 
-def _ways(network: Network, router: Router, *, upward: bool) -> tuple[Floats, Floats]:
-    """Return latency and bottleneck of each client's way to each edge, or back; an infinite latency is no way.
+class RoundTrips:
+    """The network's part of a training step of each client through each edge, on idle links.
+
+    Clients times edges may be more than the memory holds; so what is kept is the clients' own links and the ways
+    between gateways and edges, and ``seconds`` gives as many rows as are asked for.
+
+    Args:
+        network, router, up_bytes_N, down_bytes_N: as for ``step_round_trip_seconds``.
+    """
+
+    def __init__(self, network: Network, router: Router, *, up_bytes_N: Floats, down_bytes_N: Floats) -> None:
+        self._up, self._down = (_Ways(network, router, upward=upward) for upward in (True, False))
+        self._up_bytes_N, self._down_bytes_N = up_bytes_N, down_bytes_N
+        self.shape = len(network.clients), len(network.edges)
+
+    def seconds(self, clients: Ints | slice) -> Floats:
+        """Return the seconds of some clients, a row each; infinite where there is no way."""
+        up_seconds_NK, up_rate_NK = self._up.of(clients)
+        down_seconds_NK, down_rate_NK = self._down.of(clients)
+        up_bytes_N1, down_bytes_N1 = self._up_bytes_N[clients, None], self._down_bytes_N[clients, None]
+        sending_NK = up_bytes_N1 / up_rate_NK + down_bytes_N1 / down_rate_NK
+        return 2 * (up_seconds_NK + down_seconds_NK) + sending_NK
+
+
+class _Ways:
+    """Latency and bottleneck of each client's way to each edge, or back; an infinite latency is no way.
 
     A client with one link in that direction has no choice but the node behind it, its gateway: routes are looked up
     between gateways and edges, of which there are few, and the client's own link is added. Any other client is its
     own gateway.
     """
-    near_end, far_end = network.link_source, network.link_target
-    if not upward:
-        near_end, far_end = far_end, near_end
-    link_of_node = np.full(len(network.node_names), -1)
-    link_of_node[near_end] = np.arange(len(near_end))
-    num_links_N = np.bincount(near_end, minlength=len(network.node_names))[network.clients]
-    single = np.flatnonzero(num_links_N == 1)
-    link = link_of_node[network.clients[single]]
-    forwards = np.array([network.node_kinds[node] != "client" for node in far_end[link].tolist()], bool)
-    single, link = single[forwards], link[forwards]
-    gateway_N = network.clients.copy()
-    own_seconds_N, own_rate_N = np.zeros(len(gateway_N)), np.full(len(gateway_N), np.inf)
-    gateway_N[single] = far_end[link]
-    own_seconds_N[single] = network.link_latency_seconds[link]
-    own_rate_N[single] = network.link_bandwidth_bytes_per_second[link]
 
-    gateways_G, gateway_of_client_N = np.unique(gateway_N, return_inverse=True)
-    pairs = [(gateway, edge) for gateway in gateways_G.tolist() for edge in network.edges.tolist()]
-    sources, targets = [first for first, _ in pairs], [second for _, second in pairs]
-    routes = router.routes(sources, targets) if upward else router.routes(targets, sources)
-    shape = (len(gateways_G), len(network.edges))
-    seconds_GK = np.array([_latency_seconds(route) for route in routes]).reshape(shape)
-    rate_GK = np.array([1.0 if route is None else route.bottleneck_bytes_per_second for route in routes]).reshape(shape)
-    return (
-        own_seconds_N[:, None] + seconds_GK[gateway_of_client_N],
-        np.minimum(own_rate_N[:, None], rate_GK[gateway_of_client_N]),
-    )
+    def __init__(self, network: Network, router: Router, *, upward: bool) -> None:
+        near_end, far_end = network.link_source, network.link_target
+        if not upward:
+            near_end, far_end = far_end, near_end
+        link_of_node = np.full(len(network.node_names), -1)
+        link_of_node[near_end] = np.arange(len(near_end))
+        num_links_N = np.bincount(near_end, minlength=len(network.node_names))[network.clients]
+        single = np.flatnonzero(num_links_N == 1)
+        link = link_of_node[network.clients[single]]
+        is_client = np.zeros(len(network.node_names), bool)
+        is_client[network.clients] = True
+        forwards = ~is_client[far_end[link]]
+        single, link = single[forwards], link[forwards]
+        gateway_N = network.clients.copy()
+        self._own_seconds_N, self._own_rate_N = np.zeros(len(gateway_N)), np.full(len(gateway_N), np.inf)
+        gateway_N[single] = far_end[link]
+        self._own_seconds_N[single] = network.link_latency_seconds[link]
+        self._own_rate_N[single] = network.link_bandwidth_bytes_per_second[link]
+
+        gateways_G, self._gateway_of_client_N = np.unique(gateway_N, return_inverse=True)
+        pairs = [(gateway, edge) for gateway in gateways_G.tolist() for edge in network.edges.tolist()]
+        sources, targets = [first for first, _ in pairs], [second for _, second in pairs]
+        routes = router.routes(sources, targets) if upward else router.routes(targets, sources)
+        shape = (len(gateways_G), len(network.edges))
+        self._seconds_GK = np.array([_latency_seconds(route) for route in routes]).reshape(shape)
+        rates = [1.0 if route is None else route.bottleneck_bytes_per_second for route in routes]
+        self._rate_GK = np.array(rates).reshape(shape)
+
+    def of(self, clients: Ints | slice) -> tuple[Floats, Floats]:
+        """Return the rows of some clients."""
+        gateway_N = self._gateway_of_client_N[clients]
+        return (
+            self._own_seconds_N[clients, None] + self._seconds_GK[gateway_N],
+            np.minimum(self._own_rate_N[clients, None], self._rate_GK[gateway_N]),
+        )
 
 
 def _latency_seconds(route: Route | None) -> float:

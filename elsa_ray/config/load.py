@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from elsa_ray.config.availability import FedScaleTrace, Trace
 from elsa_ray.config.errors import InputError
 from elsa_ray.config.experiment import ExperimentConfig
 from elsa_ray.config.task import FileDataset, FileProbes, HubDataset
@@ -167,4 +168,12 @@ def _with_absolute_paths(config: ExperimentConfig, base_folder: Path) -> Experim
     topology = config.topology
     if isinstance(topology, FileTopology):
         topology = topology.model_copy(update={"file": anchored(topology.file)})
-    return config.model_copy(update={"task": task, "topology": topology})
+    world = config.world
+    if isinstance(world.availability, Trace | FedScaleTrace):
+        availability = world.availability.model_copy(update={"file": anchored(world.availability.file)})
+        world = world.model_copy(update={"availability": availability})
+    if world.clients.capacities is not None:
+        capacities = world.clients.capacities
+        capacities = capacities.model_copy(update={"file": anchored(capacities.file)})
+        world = world.model_copy(update={"clients": world.clients.model_copy(update={"capacities": capacities})})
+    return config.model_copy(update={"task": task, "topology": topology, "world": world})

@@ -1,4 +1,4 @@
-"""The ``world`` section: how fast devices are, how many slots an edge has, when a round closes."""
+"""The ``world`` section: how fast devices are, who is there, what breaks, when a round closes."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator
 
+from elsa_ray.config.availability import Always, AvailabilityConfig
+from elsa_ray.config.capacities import FedScaleCapacities
+from elsa_ray.config.faults import FaultsConfig
 from elsa_ray.config.misbehaviour import MisbehaviourConfig
+from elsa_ray.config.round_policy import RoundPolicy
 from elsa_ray.config.section import Section
-from elsa_ray.config.units import FlopsPerSecond, NumBytes, Seconds, Watts
+from elsa_ray.config.units import FlopsPerSecond, NumBytes, Watts
 
 PositiveInt = Annotated[int, Field(gt=0)]
 
@@ -69,6 +73,8 @@ class ClientsConfig(Section):
 
     device: ClientDevice = "phone"
     """A profile's name, a device's figures, or shares of profiles."""
+    capacities: FedScaleCapacities | None = None
+    """Speeds and bandwidths from a file; they replace those of ``device`` and of the topology."""
 
 
 class EdgesConfig(Section):
@@ -81,20 +87,15 @@ class EdgesConfig(Section):
     """Most clients of one edge; none means no limit."""
 
 
-class RoundPolicy(Section):
-    """When an edge (in fedavg: the cloud) stops waiting for its members."""
-
-    deadline_seconds: Seconds | None = None
-    """Counted from the opening of the edge round; none waits for all."""
-    late: Literal["drop", "keep"] = "drop"
-    """``drop`` abandons the work that is late; ``keep`` lets it finish and counts it in the round where it arrives."""
-
-
 class WorldConfig(Section):
     """The simulated field."""
 
+    network: Literal["fluid", "tcp"] = "fluid"
+    """How transfers share links: as equals after their latency, or as a flow-level model of TCP has it."""
     clients: ClientsConfig = ClientsConfig()
     edges: EdgesConfig = EdgesConfig()
+    availability: AvailabilityConfig = Always()
+    faults: FaultsConfig = FaultsConfig()
     round_policy: RoundPolicy = RoundPolicy()
     misbehaviour: list[MisbehaviourConfig] = []
     """Clients that are broken or hostile, and what they do."""

@@ -8,8 +8,9 @@ import networkx as nx
 import yaml
 
 from elsa_ray.config.errors import InputError, unknown_name
-from elsa_ray.network.formats import READERS, read_text
+from elsa_ray.network.formats import READERS
 from elsa_ray.network.graph import Network, assemble, build_network
+from elsa_ray.network.text_files import read_text
 
 
 def load_network(path: str | Path, *, roles_required: bool) -> Network:

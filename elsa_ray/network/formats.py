@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
@@ -157,18 +156,3 @@ READERS: dict[str, Callable[[str, str], Document]] = {
     ".graphml": read_graphml,
 }
 """The reader for each ending of a topology file's name."""
-
-
-def read_text(path: Path, where: str) -> str:
-    """Return the file's text, without a byte-order mark.
-
-    Raises:
-        InputError: it is missing, unreadable, or not UTF-8.
-    """
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise InputError(where, "no such file", "an existing file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8"
-        raise InputError(where, f"an unreadable file ({reason})", "a readable text file") from error

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from elsa_ray.config.errors import unknown_name
 from elsa_ray.config.topology import FileTopology, HierarchicalTopology, NamedTopology
 from elsa_ray.network.files import load_network, named_topologies
-from elsa_ray.network.graph import Network, assemble
+from elsa_ray.network.graph import Network, stated, undirected_network
 
 
 def make_network(
@@ -49,36 +48,35 @@ def hierarchical(config: HierarchicalTopology, seed: int) -> Network:
     client_names = _numbered("client", config.clients, width=3)
     edge_names = _numbered("edge", config.edges)
     router_names = _numbered("router", config.edges)
-    nodes = [{"id": name, "kind": "client"} for name in client_names]
-    nodes += [{"id": name, "kind": "edge"} for name in edge_names]
-    nodes += [{"id": name, "kind": "router"} for name in [*router_names, "core"]]
-    nodes.append({"id": "cloud", "kind": "cloud"})
+    counts = {"client": config.clients, "edge": config.edges, "router": config.edges + 1, "cloud": 1}
+    kinds = tuple(kind for kind, count in counts.items() for _ in range(count))
+    names = (*client_names, *edge_names, *router_names, "core", "cloud")
+    first_edge, first_router = config.clients, config.clients + config.edges
+    core = first_router + config.edges
 
     draws = _generator(seed, "topology").standard_normal((config.clients, 2))
     with np.errstate(over="ignore"):  # an infinite factor is refused with its link's name
-        factors = np.exp(config.spread * draws).tolist()
-    links = []
-    for number, (client, (bandwidth_factor, latency_factor)) in enumerate(zip(client_names, factors, strict=True)):
-        access = _link(client, router_names[number % config.edges], config.access_up, config.access_latency)
-        access["bandwidth_bytes_per_second"] *= bandwidth_factor
-        access["reverse_bandwidth_bytes_per_second"] = config.access_down * bandwidth_factor
-        access["latency_seconds"] *= latency_factor
-        links.append(access)
-    for router, edge in zip(router_names, edge_names, strict=True):
-        links.append(_link(router, edge, config.edge_bandwidth, config.edge_latency))
-        links.append(_link(router, "core", config.core_bandwidth, config.core_latency))
-    links.append(_link("core", "cloud", config.core_bandwidth, config.cloud_latency))
+        factors = np.exp(config.spread * draws)
+        bandwidth_factor, latency_factor = factors[:, 0], factors[:, 1]
+        number = np.arange(config.clients)
+        access = stated(
+            number,
+            first_router + number % config.edges,
+            config.access_up * bandwidth_factor,
+            config.access_latency * latency_factor,
+            reverse_bandwidth=config.access_down * bandwidth_factor,
+        )
+    router = first_router + np.arange(config.edges)
+    edge = first_edge + np.arange(config.edges)
+    cells = stated(
+        np.repeat(router, 2),
+        np.stack([edge, np.full_like(edge, core)], axis=1).ravel(),
+        np.tile([config.edge_bandwidth, config.core_bandwidth], config.edges),
+        np.tile([config.edge_latency, config.core_latency], config.edges),
+    )
+    trunk = stated([core], [core + 1], [config.core_bandwidth], [config.cloud_latency])
     figures = f"generated: hierarchical, {config.clients} clients, {config.edges} edges, seed {seed}"
-    return assemble(nodes, links, "topology", directed=False, figures=figures, roles_required=True)
-
-
-def _link(source: str, target: str, bandwidth_bytes_per_second: float, latency_seconds: float) -> dict[str, Any]:
-    return {
-        "source": source,
-        "target": target,
-        "bandwidth_bytes_per_second": bandwidth_bytes_per_second,
-        "latency_seconds": latency_seconds,
-    }
+    return undirected_network(names, kinds, [access, cells, trunk], "topology", figures)
 
 
 def _numbered(word: str, count: int, width: int = 1) -> list[str]:

@@ -4,19 +4,35 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cache, cached_property
+from pathlib import Path
 from typing import Any
 
 import networkx as nx
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from elsa_ray.config.errors import InputError, unknown_name
-from elsa_ray.network.links import Link, read_link, read_node
+from elsa_ray.network.links import MAX_LATENCY_SECONDS, Link, read_link, read_node
+from elsa_ray.network.schedule import Steps
+from elsa_ray.network.schedule_csv import read_schedule
 
 SOURCE_NODE = "source_node"
 """Edge attribute of an undirected networkx graph: the end that the edge's figures call the source."""
+
+
+@dataclass(frozen=True, slots=True)
+class LinkSchedule:
+    """The file of a link's bandwidths over time, and after how many seconds it starts anew (None: never)."""
+
+    file: str
+    repeat_seconds: float | None
+
+    def stated(self) -> dict[str, Any]:
+        """Return the attributes of a topology file that say so."""
+        again = {} if self.repeat_seconds is None else {"repeat_seconds": self.repeat_seconds}
+        return {"bandwidth_schedule": self.file, **again}
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +60,10 @@ class Network:
     link_capacity: NDArray[np.int32]
     """For each directed link: the index of the capacity that it draws from."""
     capacity_bytes_per_second: NDArray[np.float64]
+    bandwidths: Mapping[int, Steps] = field(default_factory=dict)
+    """For the capacities whose links have a schedule: bytes per second over time, instead of the fixed figure."""
+    schedules: Mapping[int, LinkSchedule] = field(default_factory=dict)
+    """Where these come from, by directed link; of an undirected link, by that from its source."""
 
     def index(self, name: str) -> int:
         """Return the node's index.
@@ -88,6 +108,17 @@ class Network:
             graph.add_edge(source, target, **link, **orientation)
         return graph
 
+    def with_client_bandwidths(self, bytes_per_second_N: NDArray[np.float64]) -> Network:
+        """Return the network with each client's own links, both ways, at another bandwidth [N]."""
+        of_node = np.full(len(self.node_names), np.nan)
+        of_node[self.clients] = bytes_per_second_N
+        of_link = np.fmin(of_node[self.link_source], of_node[self.link_target])
+        is_own = ~np.isnan(of_link)
+        bandwidth, capacity = self.link_bandwidth_bytes_per_second.copy(), self.capacity_bytes_per_second.copy()
+        bandwidth[is_own] = of_link[is_own]
+        capacity[self.link_capacity[is_own]] = of_link[is_own]
+        return replace(self, link_bandwidth_bytes_per_second=bandwidth, capacity_bytes_per_second=capacity)
+
     def stated_links(self) -> Iterable[dict[str, Any]]:
         """Yield each link as a topology file states it: once if undirected, with what differs from the default."""
         shared = np.bincount(self.link_capacity, minlength=len(self.capacity_bytes_per_second)) > 1
@@ -103,6 +134,8 @@ class Network:
                 link["reverse_bandwidth_bytes_per_second"] = float(bandwidth[row + 1])
             if shared[self.link_capacity[row]]:
                 link["shared_medium"] = True
+            if row in self.schedules:
+                link |= self.schedules[row].stated()
             yield link
 
     @cached_property
@@ -190,7 +223,94 @@ def assemble(
     columns = _directed_columns(stated, index) if directed else _undirected_columns(stated, index)
     if directed:
         columns = _share_media(columns, stated, names, where)
-    return Network(where, figures, directed, names, kinds, *columns)
+    network = Network(where, figures, directed, names, kinds, *columns)
+    if not any(link.bandwidth_schedule for link in stated):
+        return network
+    return replace(network, **_schedules(network, stated))
+
+
+def _schedules(network: Network, links: Sequence[Link]) -> dict[str, Any]:
+    """Read the links' schedules; files are relative to the topology's. Each file is read once."""
+    read = cache(read_schedule)
+    schedules: dict[int, LinkSchedule] = {}
+    bandwidths: dict[int, Steps] = {}
+    for number, link in enumerate(links):
+        if not link.bandwidth_schedule:
+            continue
+        row = number if network.directed else 2 * number
+        path = Path(network.where).parent / link.bandwidth_schedule
+        place = f"{network.where}: link {link.source}-{link.target}: bandwidth_schedule"
+        table = read(path)
+        schedules[row] = LinkSchedule(str(path.absolute()), link.repeat_seconds)
+        forward = int(network.link_capacity[row])
+        if forward in bandwidths:
+            raise InputError(place, link.bandwidth_schedule, "one schedule for both directions of a shared medium")
+        bandwidths[forward] = table.steps(table.forward, link.bandwidth_bytes_per_second, link.repeat_seconds)
+        if table.reverse is not None and (network.directed or link.shared_medium):
+            raise InputError(f"{table.where}: columns", "a reverse bandwidth", f"one bandwidth, for {place}")
+        # Without figures of its own the way back is as the way there; a link that states its reverse keeps that.
+        back = table.forward if table.reverse is None and not link.has_own_reverse else table.reverse
+        if not network.directed and not link.shared_medium and back is not None:
+            before = link.reverse_bandwidth_bytes_per_second
+            bandwidths[int(network.link_capacity[row + 1])] = table.steps(back, before, link.repeat_seconds)
+    return {"bandwidths": bandwidths, "schedules": schedules}
+
+
+StatedLinks = tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]
+"""Undirected links as columns: source and target (node indices), both directions' bandwidths, latency."""
+
+
+def stated(
+    source: ArrayLike,
+    target: ArrayLike,
+    bandwidth: ArrayLike,
+    latency: ArrayLike,
+    *,
+    reverse_bandwidth: ArrayLike | None = None,
+) -> StatedLinks:
+    """Return undirected links as columns, for ``undirected_network``.
+
+    Args:
+        source, target: node indices.
+        bandwidth: bytes per second, from source to target.
+        latency: seconds.
+        reverse_bandwidth: from target to source; None for the same.
+    """
+    reverse = bandwidth if reverse_bandwidth is None else reverse_bandwidth
+    ends = (np.asarray(end, np.int32) for end in (source, target))
+    return (*ends, *(np.asarray(figure, np.float64) for figure in (bandwidth, reverse, latency)))  # type: ignore[return-value]
+
+
+def undirected_network(
+    names: tuple[str, ...], kinds: tuple[str, ...], links: Sequence[StatedLinks], where: str, figures: str
+) -> Network:
+    """Build a network of columns that are made rather than read: a million links need no object each.
+
+    Args:
+        names, kinds: of the nodes.
+        links: in order; no two join the same nodes.
+        where: as for ``assemble``.
+        figures: as for ``assemble``.
+
+    Raises:
+        InputError: a figure makes no link.
+    """
+    source, target, forward, backward, latency = (np.concatenate(column) for column in zip(*links, strict=True))
+    usable = np.isfinite(forward) & (forward > 0) & np.isfinite(backward) & (backward > 0)
+    usable &= (latency >= 0) & (latency <= MAX_LATENCY_SECONDS)
+    for row in np.flatnonzero(~usable)[:1].tolist():
+        raw = {
+            "source": names[source[row]],
+            "target": names[target[row]],
+            "bandwidth_bytes_per_second": float(forward[row]),
+            "reverse_bandwidth_bytes_per_second": float(backward[row]),
+            "latency_seconds": float(latency[row]),
+        }
+        read_link(raw, row + 1, where, strict=True, directed=False)  # says what is wrong
+    shared = np.zeros(len(source), bool)
+    return Network(
+        where, figures, False, names, kinds, *_two_directions(source, target, forward, backward, latency, shared)
+    )
 
 
 _Columns = tuple[
@@ -232,8 +352,20 @@ def _undirected_columns(links: Sequence[Link], index: Mapping[str, int]) -> _Col
     forward = np.array([link.bandwidth_bytes_per_second for link in links], dtype=np.float64)
     backward = np.array([link.reverse_bandwidth_bytes_per_second for link in links], dtype=np.float64)
     latency = np.array([link.latency_seconds for link in links], dtype=np.float64)
-    bandwidth = _interleave(forward, backward)
     shared = np.array([link.shared_medium for link in links], dtype=bool)
+    return _two_directions(source, target, forward, backward, latency, shared)
+
+
+def _two_directions(
+    source: NDArray[np.int32],
+    target: NDArray[np.int32],
+    forward: NDArray[np.float64],
+    backward: NDArray[np.float64],
+    latency: NDArray[np.float64],
+    shared: NDArray[np.bool_],
+) -> _Columns:
+    """Return each undirected link as two rows, one a direction; those of a shared medium draw from one capacity."""
+    bandwidth = _interleave(forward, backward)
     has_own = _interleave(np.ones_like(shared), ~shared)
     capacity = np.cumsum(has_own, dtype=np.int32) - np.int32(1)
     return (

@@ -22,6 +22,8 @@ LINK_ATTRIBUTES = (
     "latency_seconds",
     "reverse_bandwidth_bytes_per_second",
     "shared_medium",
+    "bandwidth_schedule",
+    "repeat_seconds",
 )
 MAX_LATENCY_SECONDS = 1e15
 """Thirty million years: what keeps a sum of latencies a finite number."""
@@ -39,6 +41,12 @@ class Link:
     latency_seconds: float
     reverse_bandwidth_bytes_per_second: float
     shared_medium: bool
+    bandwidth_schedule: str = ""
+    """The file of its bandwidths over time; empty for none."""
+    repeat_seconds: float | None = None
+    """How long the schedule takes until it starts anew; None where it does not."""
+    has_own_reverse: bool = False
+    """It states the way back by itself."""
 
 
 def read_node(raw: Mapping[str, Any], number: int, where: str, *, strict: bool, kind_required: bool) -> tuple[str, str]:
@@ -82,7 +90,25 @@ def read_link(raw: Mapping[str, Any], number: int, where: str, *, strict: bool, 
     shared_medium = _flag(raw.get("shared_medium"), f"{place}: shared_medium")
     if shared_medium and reverse != bandwidth:
         raise InputError(f"{place}: {reverse_key}", raw[reverse_key], "nothing: a shared medium has one bandwidth")
-    return Link(source, target, bandwidth, _latency(raw, place), reverse, shared_medium)
+    schedule, repeat = raw.get("bandwidth_schedule"), raw.get("repeat_seconds")
+    if not _is_absent(schedule) and not isinstance(schedule, str):
+        raise InputError(f"{place}: bandwidth_schedule", schedule, "a CSV file's name")
+    repeat_seconds = None
+    if not _is_absent(repeat):
+        if _is_absent(schedule):
+            raise InputError(f"{place}: repeat_seconds", repeat, "nothing: the link has no bandwidth_schedule")
+        repeat_seconds = _quantity(repeat, SECONDS, f"{place}: repeat_seconds", "a finite number > 0")
+    return Link(
+        source,
+        target,
+        bandwidth,
+        _latency(raw, place),
+        reverse,
+        shared_medium,
+        "" if _is_absent(schedule) else str(schedule),
+        repeat_seconds,
+        not _is_absent(raw.get(reverse_key)),
+    )
 
 
 def node_name(found: object, where: str) -> str:

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import heapq
 import math
+from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 from elsa_ray.network.graph import Network
 
@@ -42,18 +46,23 @@ class Router:
         self._source: list[int] = network.link_source.tolist()
         self._target: list[int] = network.link_target.tolist()
         self._latency = [round(seconds * FEMTOSECONDS_PER_SECOND) for seconds in network.link_latency_seconds.tolist()]
+        self._capacity: list[int] = network.link_capacity.tolist()
+        self._bandwidth: list[float] = network.capacity_bytes_per_second.tolist()
         self._forwards = [kind != "client" for kind in network.node_kinds]
-        self._links_out: list[list[int]] = [[] for _ in network.node_names]
-        self._links_in: list[list[int]] = [[] for _ in network.node_names]
-        for link, (source, target) in enumerate(zip(self._source, self._target, strict=True)):
-            self._links_out[source].append(link)
-            self._links_in[target].append(link)
+        self._links_out = _Adjacency(network.link_source, network.link_target, self._forwards)
+        self._links_in = _Adjacency(network.link_target, network.link_source, self._forwards)
         by_name = sorted(range(len(network.node_names)), key=network.node_names.__getitem__)
         self._name_rank = [0] * len(by_name)
         for rank, node in enumerate(by_name):
             self._name_rank[node] = rank
         self._trees_from: dict[int, _Tree] = {}
         self._trees_to: dict[int, _Tree] = {}
+        self._between_gateways: dict[tuple[int, int], tuple[int, ...] | None] = {}
+
+    @property
+    def network(self) -> Network:
+        """The network that the routes are in."""
+        return self._network
 
     def route(self, source: int, target: int) -> Route | None:
         """Return the route between two nodes, by index, or None where there is none.
@@ -62,15 +71,38 @@ class Router:
         """
         if source == target:
             return Route((), (), 0.0, math.inf)
-        is_upward = self._forwards[target] and not self._forwards[source]
-        if target in self._trees_to or (is_upward and source not in self._trees_from):
-            links = self._walk(self._tree_to(target), source)
-        else:
-            links = self._walk(self._tree_from(source), target)
+        links = self._links_between(source, target)
         return None if links is None else self._describe(links)
+
+    def _links_between(self, source: int, target: int) -> tuple[int, ...] | None:
+        """Return the links of a route; between the gateways of two ends it is found only once."""
+        first, last = self._links_out.only_link(source), self._links_in.only_link(target)
+        if first < 0 and last < 0:
+            return self._search_links(source, target)
+        ends = (self._target[first] if first >= 0 else source, self._source[last] if last >= 0 else target)
+        if ends[0] == target or ends[1] == source:  # the one link joins the ends themselves
+            return (first if first >= 0 else last,)
+        if ends not in self._between_gateways:
+            is_upward = first >= 0 and last < 0
+            self._between_gateways[ends] = self._search_links(*ends, is_upward=is_upward) if ends[0] != ends[1] else ()
+        between = self._between_gateways[ends]
+        if between is None:
+            return None
+        return (*((first,) if first >= 0 else ()), *between, *((last,) if last >= 0 else ()))
+
+    def _search_links(self, source: int, target: int, *, is_upward: bool = False) -> tuple[int, ...] | None:
+        is_upward = is_upward or (self._forwards[target] and not self._forwards[source])
+        if target in self._trees_to or (is_upward and source not in self._trees_from):
+            return self._walk(self._tree_to(target), source)
+        return self._walk(self._tree_from(source), target)
 
     def routes(self, sources: Sequence[int], targets: Sequence[int]) -> list[Route | None]:
         """Return the route of each pair; searches start at the nodes that occur most often, on that side."""
+        self.search(sources, targets)
+        return [self.route(source, target) for source, target in zip(sources, targets, strict=True)]
+
+    def search(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Make the searches that the routes of these pairs need, from the nodes that occur most often, on that side."""
         as_source, as_target = Counter(sources), Counter(targets)
         for source, target in zip(sources, targets, strict=True):
             if source == target or target in self._trees_to or source in self._trees_from:
@@ -79,7 +111,6 @@ class Router:
                 self._tree_to(target)
             elif as_target[target] < as_source[source]:
                 self._tree_from(source)
-        return [self.route(source, target) for source, target in zip(sources, targets, strict=True)]
 
     def _tree_to(self, target: int) -> _Tree:
         if target not in self._trees_to:
@@ -109,9 +140,9 @@ class Router:
             if node in tree.hops:
                 continue
             tree.latency[node], tree.hops[node] = latency, hops
-            for link in links[node]:
+            for link in links.to_forwarders(node):
                 neighbour = far_end[link]
-                if self._forwards[neighbour] and neighbour not in tree.hops:
+                if neighbour not in tree.hops:
                     heapq.heappush(frontier, (latency + self._latency[link], hops + 1, neighbour))
         return tree
 
@@ -137,7 +168,8 @@ class Router:
         """Return the link by which the best path between the node and the root touches the node; -1 for none."""
         links, far_end = (self._links_out, self._target) if tree.toward_root else (self._links_in, self._source)
         best, best_link = (math.inf, 0, 0), -1
-        for link in links[node]:
+        # The one client that can be in a tree is its root.
+        for link in links.to_forwarders(node) if self._forwards[tree.root] else links.of(node):
             neighbour = far_end[link]
             if neighbour in tree.hops:
                 total = tree.latency[neighbour] + self._latency[link]
@@ -160,13 +192,55 @@ class Router:
         return tuple(path) if tree.toward_root else tuple(reversed(path))
 
     def _describe(self, links: tuple[int, ...]) -> Route:
-        capacities = tuple(self._network.link_capacity[list(links)].tolist())
-        latency = sum(self._latency[link] for link in links)
-        crossed = Counter(capacities)
-        of = self._network.capacity_bytes_per_second
-        bottleneck = min(float(of[capacity]) / times for capacity, times in crossed.items())
+        capacities = tuple([self._capacity[link] for link in links])
+        latency = sum([self._latency[link] for link in links])
+        if len(set(capacities)) == len(capacities):
+            bottleneck = min([self._bandwidth[capacity] for capacity in capacities])
+        else:
+            crossed = Counter(capacities)
+            bottleneck = min(self._bandwidth[capacity] / times for capacity, times in crossed.items())
         # A quotient of whole numbers is rounded once, correctly.
         return Route(links, capacities, latency / FEMTOSECONDS_PER_SECOND, bottleneck)
+
+
+class _Adjacency:
+    """The links at each node, of one direction, in order; those to nodes that forward are kept apart from the others.
+
+    Args:
+        near, far: the links' ends.
+        forwards: which nodes do.
+    """
+
+    def __init__(self, near: NDArray[np.int32], far: NDArray[np.int32], forwards: Sequence[bool]) -> None:
+        to_forwarder = np.array(forwards, bool)[far]
+        self._all = _grouped(near, np.arange(len(near)), len(forwards))
+        self._to_forwarders = _grouped(near[to_forwarder], np.flatnonzero(to_forwarder), len(forwards))
+        self._forwards = forwards
+
+    def of(self, node: int) -> Sequence[int]:
+        """Return the links at a node."""
+        links, first = self._all
+        return links[first[node] : first[node + 1]]
+
+    def to_forwarders(self, node: int) -> Sequence[int]:
+        """Return those links at a node that join it with a node that forwards."""
+        links, first = self._to_forwarders
+        return links[first[node] : first[node + 1]]
+
+    def only_link(self, node: int) -> int:
+        """Return the one link of a client that hangs on a single node which forwards; -1 for any other node."""
+        links, first = self._all
+        if self._forwards[node] or first[node + 1] - first[node] != 1:
+            return -1
+        return links[first[node]] if len(self.to_forwarders(node)) else -1
+
+
+def _grouped(owner: NDArray[np.int32], links: NDArray[np.int64], num_nodes: int) -> tuple[array[int], array[int]]:
+    """Return the links sorted by their owner, and where each owner's begin."""
+    first = np.zeros(num_nodes + 1, np.intc)
+    np.cumsum(np.bincount(owner, minlength=num_nodes), out=first[1:])
+    in_order = links[np.argsort(owner, kind="stable")].astype(np.intc)
+    return array("i", in_order.tobytes()), array("i", first.tobytes())
 
 
 class _Tree:

@@ -10,10 +10,11 @@ import heapq
 import math
 from collections.abc import Iterable, Sequence
 
-from elsa_ray.network.max_min import max_min_rates
+from elsa_ray.network.bottlenecks import Bottlenecks, Bundle, Link, fixed, unfixed
+from elsa_ray.network.instants import SAME_INSTANT, is_same_instant
 
-SAME_INSTANT = 1e-12
-"""Times that differ by less than this, relatively, are one instant."""
+__all__ = ["SAME_INSTANT", "FluidSharing"]
+
 _SURELY_SLACK = 1 - 1e-6
 """Below this part of a capacity, rounding of the sum of its flows' demands cannot matter."""
 
@@ -21,28 +22,28 @@ _SURELY_SLACK = 1 - 1e-6
 class FluidSharing:
     """Flows that share capacities max-min fairly; the caller moves the clock, in absolute seconds.
 
-    Each flow is bounded by the least capacity that it crosses. A capacity that its flows, all at their bounds, cannot
-    fill constrains nobody, so it ties no flows together: rates are computed anew only for the flows that are tied,
-    through capacities that *are* contended, to what has changed. All changes of one instant cost one computation.
+    Each flow is limited by the least capacity that it crosses. A capacity that its flows, all at their limits, cannot
+    fill constrains nobody: a flow over such capacities only runs by itself, and costs as little as a timer. Capacities
+    that could be filled are left to ``Bottlenecks``. All changes of one instant cost one computation.
     """
 
     def __init__(self, capacity_bytes_per_second: Iterable[float]) -> None:
         """Share these capacities, in bytes per second; flows name them by their place.
 
         Raises:
-            ValueError: one is no finite number > 0.
+            ValueError: one is no finite number > 0; ``set_capacity`` may lower it to 0 later.
         """
         self._capacity = [float(value) for value in capacity_bytes_per_second]
         if not all(0 < value < math.inf for value in self._capacity):
             raise ValueError("capacities must be finite numbers > 0")
         self._flows: dict[int, _Flow] = {}
-        self._flows_on: dict[int, dict[int, None]] = {}  # dicts as ordered sets: the order of sums must not vary
-        self._demand: dict[int, float] = {}
-        self._contended: set[int] = set()
-        self._touched: dict[int, None] = {}
-        self._new: dict[int, None] = {}  # flows that started, or whose ties changed
-        self._completions: list[tuple[float, int]] = []  # a heap; entries of changed flows stay until they surface
+        self._links: dict[int, Link] = {}  # those that active flows cross
+        self._bundles: dict[tuple[float, ...], Bundle] = {}
+        # A heap of (seconds, number, whose): entries of what has changed since stay until they surface.
+        self._completions: list[tuple[float, int, _Flow | Bundle | Link]] = []
+        self._num_announced = 0
         self._clock = -math.inf
+        self._bottlenecks = Bottlenecks(self._announce)
 
     def start(
         self,
@@ -51,15 +52,20 @@ class FluidSharing:
         capacities: Sequence[int],
         now: float,
         coefficients: Sequence[float] | None = None,
+        *,
+        weight: float = 1.0,
+        bound_bytes_per_second: float = math.inf,
     ) -> None:
         """Start a flow of ``num_bytes`` over the capacities, at ``now`` seconds.
 
         Args:
             flow_id: a number that no active flow has.
-            num_bytes: zero completes at once, as does a flow that crosses no capacity.
+            num_bytes: zero completes at once, as does a flow that crosses no capacity and has no bound.
             capacities: indices; one that occurs twice is used twice.
             now: seconds, no earlier than any time given before.
             coefficients: how much a byte of the flow loads each of the capacities; 1 where not given.
+            weight: > 0; where a capacity is contended, rates over weights are equal.
+            bound_bytes_per_second: what the flow cannot exceed.
 
         Raises:
             ValueError: the id is taken, the clock would go back, or a completion before ``now`` was not collected.
@@ -67,17 +73,39 @@ class FluidSharing:
         self._move_clock(now)
         if flow_id in self._flows:
             raise ValueError(f"flow {flow_id} is active already")
-        load: dict[int, float] = {}
-        for position, capacity in enumerate(capacities):
-            load[capacity] = load.get(capacity, 0.0) + (1.0 if coefficients is None else coefficients[position])
-        uses = tuple((int(capacity), coefficient) for capacity, coefficient in load.items() if coefficient > 0)
-        bound = min((self._capacity[capacity] / coefficient for capacity, coefficient in uses), default=math.inf)
-        self._flows[flow_id] = _Flow(float(num_bytes), uses, bound, self._clock)
-        self._new[flow_id] = None
-        for capacity, coefficient in uses:
-            self._flows_on.setdefault(capacity, {})[flow_id] = None
-            self._demand[capacity] = self._demand.get(capacity, 0.0) + coefficient * bound
-            self._touched[capacity] = None
+        uses: tuple[tuple[int, float], ...] = ()
+        if num_bytes > 0:
+            load: dict[int, float] = {}
+            if coefficients is None:
+                for capacity in capacities:
+                    load[capacity] = load[capacity] + weight if capacity in load else weight
+            else:
+                for capacity, coefficient in zip(capacities, coefficients, strict=True):
+                    if coefficient > 0:
+                        load[capacity] = load.get(capacity, 0.0) + coefficient * weight
+            uses = tuple(load.items())
+        flow = self._flows[flow_id] = _Flow(flow_id, uses, weight, bound_bytes_per_second / weight)
+        flow.cap = cap = self._cap(flow)
+        crowded = []
+        is_tied = False
+        for capacity, weight_there in uses:
+            link = self._links.get(capacity)
+            if link is None:
+                link = self._links[capacity] = Link(capacity, self._capacity[capacity])
+            link.flows[flow_id] = None
+            link.demand += weight_there * cap
+            if link.is_contended:
+                is_tied = True
+            elif len(link.flows) > 1 and link.demand > link.capacity * _SURELY_SLACK:
+                crowded.append(link)
+        for link in crowded:
+            self._contend(link, but=flow_id)
+        if is_tied or crowded:
+            self._tie(flow, fixed(num_bytes / weight))
+        else:
+            flow.left = num_bytes / weight
+            flow.since = self._clock
+            self._announce_flow(flow)
 
     def stop(self, flow_id: int, now: float) -> float:
         """End a flow before its completion, at ``now`` seconds; return the bytes that it had left.
@@ -87,19 +115,55 @@ class FluidSharing:
             ValueError: as for ``start``.
         """
         self._move_clock(now)
-        remaining = self._flows[flow_id].remaining_at(self._clock)
-        self._remove(flow_id)
-        return remaining
+        flow = self._flows[flow_id]
+        left = flow.left_at(self._clock)
+        self._untie(flow)
+        self._remove(flow)
+        return left * flow.weight
+
+    def set_capacity(self, capacity: int, bytes_per_second: float, now: float) -> None:
+        """Change a capacity at ``now`` seconds; at 0 the flows that cross it stand still until it is changed again.
+
+        Raises:
+            ValueError: the new capacity is no finite number >= 0, or as for ``start``.
+        """
+        if not 0 <= bytes_per_second < math.inf:
+            raise ValueError("capacities must be finite numbers >= 0")
+        self._move_clock(now)
+        self._capacity[capacity] = float(bytes_per_second)
+        link = self._links.get(capacity)
+        if link is None:
+            return
+        link.capacity = self._capacity[capacity]
+        crowded: dict[Link, None] = {}
+        for flow_id in link.flows:
+            flow = self._flows[flow_id]
+            cap = self._cap(flow)
+            if cap == flow.cap:
+                continue
+            for crossed, weight in flow.uses:
+                self._links[crossed].demand += weight * (cap - flow.cap)
+                crowded[self._links[crossed]] = None
+            self._change_cap(flow, cap)
+        crowded[link] = None
+        for crossed_link in crowded:
+            if crossed_link.is_contended:
+                self._bottlenecks.touch(crossed_link)
+            elif len(crossed_link.flows) > 1 and crossed_link.demand > crossed_link.capacity * _SURELY_SLACK:
+                self._contend(crossed_link)
 
     def next_completion(self) -> float | None:
-        """Return when, in absolute seconds, the next flow completes if nothing changes before; None without flows."""
-        self._share()
-        while self._completions:
-            finish, flow_id = self._completions[0]
-            flow = self._flows.get(flow_id)
-            if flow is not None and flow.finish == finish:
-                return finish
-            heapq.heappop(self._completions)
+        """Return when, in absolute seconds, the next flow completes if nothing changes before; None if none ever does.
+
+        None does not tell that there are no flows: those over a capacity of 0 wait.
+        """
+        self._bottlenecks.share(self._clock)
+        completions = self._completions
+        while completions:
+            due, _, whose = completions[0]
+            if whose.due == due:
+                return due
+            heapq.heappop(completions)
         return None
 
     def complete_until(self, now: float) -> list[tuple[int, float]]:
@@ -111,15 +175,15 @@ class FluidSharing:
         completed: list[tuple[int, float]] = []
         while True:
             instant = self.next_completion()
-            if instant is None or (instant > now and not _is_same_instant(instant, now)):
+            if instant is None or (instant > now and not is_same_instant(instant, now)):
                 return completed
-            is_last = _is_same_instant(instant, now)
+            is_last = is_same_instant(instant, now)
             # The caller's clock may be a rounding past the instant; what it starts next must not be a second one.
             self._clock = max(self._clock, instant, now if is_last else instant)
             due = self._pop_due(instant)
-            for flow_id in due:
-                self._remove(flow_id)
-            completed += [(flow_id, instant) for flow_id in due]
+            for flow in due:
+                self._remove(flow)
+            completed += [(flow.flow_id, instant) for flow in due]
             if is_last:
                 return completed  # and ask for no new rates yet: what these completions start comes first
 
@@ -130,129 +194,210 @@ class FluidSharing:
             ValueError: as for ``start``.
         """
         self._move_clock(now)
-        return {flow_id: flow.remaining_at(self._clock) for flow_id, flow in self._flows.items()}
+        return {flow_id: flow.left_at(self._clock) * flow.weight for flow_id, flow in self._flows.items()}
 
     def rates(self) -> dict[int, float]:
-        """Return the present rate of each active flow, in bytes per second; inf where it crosses no capacity."""
-        self._share()
-        return {flow_id: flow.rate for flow_id, flow in self._flows.items()}
+        """Return the present rate of each active flow, in bytes per second; inf where nothing limits it."""
+        self._bottlenecks.share(self._clock)
+        return {
+            flow_id: (flow.cap if flow.bundle is None else flow.bundle.level()) * flow.weight
+            for flow_id, flow in self._flows.items()
+        }
 
     def _move_clock(self, now: float) -> None:
         if now <= self._clock:
-            if now < self._clock and not _is_same_instant(now, self._clock):
+            if now < self._clock and not is_same_instant(now, self._clock):
                 raise ValueError(f"time went back from {self._clock!r} to {now!r} seconds")
             return
         due = self.next_completion()
-        if due is not None and due < now and not _is_same_instant(due, now):
+        if due is not None and due < now and not is_same_instant(due, now):
             raise ValueError(f"a flow completes at {due!r} seconds: call complete_until before {now!r}")
         self._clock = now
 
-    def _pop_due(self, instant: float) -> list[int]:
-        due: dict[int, None] = {}
-        while self._completions:
-            finish, flow_id = self._completions[0]
-            if finish > instant and not _is_same_instant(finish, instant):
-                break
-            heapq.heappop(self._completions)
-            if flow_id in self._flows and self._flows[flow_id].finish == finish:
-                due[flow_id] = None
-        return sorted(due)
+    def _cap(self, flow: _Flow) -> float:
+        """Return the level that the flow cannot exceed: of its own bound, and of each capacity if it were alone."""
+        cap = flow.bound
+        for capacity, weight in flow.uses:
+            level = self._capacity[capacity] / weight
+            if level < cap:
+                cap = level
+        return cap
 
-    def _remove(self, flow_id: int) -> None:
-        flow = self._flows.pop(flow_id)
-        self._new.pop(flow_id, None)
-        for capacity, coefficient in flow.uses:
-            flows = self._flows_on[capacity]
-            del flows[flow_id]
-            # An empty capacity starts from an exact zero again, so that roundings do not gather over a long run.
-            self._demand[capacity] = self._demand[capacity] - coefficient * flow.bound if flows else 0.0
-            self._touched[capacity] = None
-
-    def _share(self) -> None:
-        """Give each flow that the changes of this instant concern its new rate and completion."""
-        if not self._touched and not self._new:
-            return
-        self._find_contended()
-        flows, capacities = self._component()
-        rates = max_min_rates(
-            [flow.bound for flow in flows.values()],
-            [flow.ties for flow in flows.values()],
-            {capacity: self._capacity[capacity] for capacity in capacities},
-        )
-        now = self._clock
-        for (flow_id, flow), rate in zip(flows.items(), rates, strict=True):
-            if rate != flow.rate:  # else the predicted completion stands, and gathers no rounding
-                flow.left_bytes = flow.remaining_at(now)
-                flow.since = now
-                flow.rate = rate
-                flow.finish = now + flow.left_bytes / rate
-                heapq.heappush(self._completions, (flow.finish, flow_id))
+    def _announce(self, due: float, whose: _Flow | Bundle | Link) -> None:
+        self._num_announced += 1
         if len(self._completions) > 4 * len(self._flows) + 64:
-            self._completions = [(flow.finish, flow_id) for flow_id, flow in self._flows.items()]
+            self._completions = [entry for entry in self._completions if entry[2].due == entry[0]]
             heapq.heapify(self._completions)
-        self._touched.clear()
-        self._new.clear()
+        heapq.heappush(self._completions, (due, self._num_announced, whose))
 
-    def _find_contended(self) -> None:
-        """Decide anew which of the touched capacities tie their flows together, and tell those flows."""
-        concerned = dict.fromkeys(self._new)
-        for capacity in self._touched:
-            flows = self._flows_on[capacity]
-            # The one flow of a capacity is bounded by it already.
-            fills = self._demand[capacity] > self._capacity[capacity] * _SURELY_SLACK and len(flows) > 1
-            if fills != (capacity in self._contended):
-                self._contended ^= {capacity}
-                concerned.update(flows)
-        for flow_id in concerned:
-            flow = self._flows[flow_id]
-            flow.ties = [use for use in flow.uses if use[0] in self._contended]
-            # Also where a flow is tied no longer: its rate may rise.
-            self._new[flow_id] = None
+    def _announce_flow(self, flow: _Flow) -> None:
+        if flow.left <= 0 or flow.cap == math.inf:
+            flow.due = flow.since
+        else:
+            flow.due = flow.since + flow.left / flow.cap if flow.cap > 0 else math.inf
+        if flow.due < math.inf:
+            self._announce(flow.due, flow)
 
-    def _component(self) -> tuple[dict[int, _Flow], set[int]]:
-        """Return the flows that share, over any number of contended capacities, with what changed; and those."""
-        flows = {flow_id: self._flows[flow_id] for flow_id in self._new}
-        seen = {capacity for capacity in self._touched if capacity in self._contended}
-        frontier = list(seen)
-        for flow in flows.values():
-            for capacity, _ in flow.ties:
-                if capacity not in seen:
-                    seen.add(capacity)
-                    frontier.append(capacity)
-        while frontier:
-            for flow_id in self._flows_on[frontier.pop()]:
-                if flow_id in flows:
-                    continue
-                flow = flows[flow_id] = self._flows[flow_id]
-                for capacity, _ in flow.ties:
-                    if capacity not in seen:
-                        seen.add(capacity)
-                        frontier.append(capacity)
-        return flows, seen
+    def _contend(self, link: Link, but: int = -1) -> None:
+        """Let the link hold flows from now on, until none crosses it; ``but`` is one that is not tied yet."""
+        link.contend()
+        for flow_id in link.flows:
+            if flow_id != but:
+                self._retie(self._flows[flow_id])
+
+    def _change_cap(self, flow: _Flow, cap: float) -> None:
+        left = flow.left_at(self._clock)
+        if flow.bundle is None:
+            flow.left = left
+            flow.since = self._clock
+            flow.cap = cap
+            flow.due = math.inf
+            self._announce_flow(flow)
+        else:
+            self._untie(flow)
+            flow.cap = cap
+            self._tie(flow, fixed(left))
+
+    def _retie(self, flow: _Flow) -> None:
+        """Put a flow where it belongs now that it crosses another contended link."""
+        bundle = flow.bundle
+        if bundle is None:
+            flow.due = math.inf
+            self._tie(flow, fixed(flow.left_at(self._clock)), alone=True)
+        else:
+            left = flow.tag - bundle.service_at(self._clock)
+            self._untie(flow)
+            self._tie(flow, left)
+
+    def _tie(self, flow: _Flow, left: int, *, alone: bool = False) -> None:
+        """Put a flow that has so much left into its bundle; ``alone``: it has run at its limit until now."""
+        links = self._links
+        key: list[float] = [flow.cap]
+        for capacity, weight in flow.uses:
+            if links[capacity].is_contended:
+                key += (capacity, weight)
+        now = self._clock
+        bundle = self._bundles.get(tuple(key))
+        if bundle is None:
+            uses = [(links[capacity], weight) for capacity, weight in flow.uses if links[capacity].is_contended]
+            bundle = self._bottlenecks.make(tuple(key), tuple(uses), flow.cap, now)
+            self._bundles[bundle.key] = bundle
+            if alone and bundle.holder is None:
+                # It goes on as it was, and so does what was predicted of it, to the bit.
+                bundle.since = flow.since
+                left = fixed(flow.left)
+        flow.bundle = bundle
+        flow.tag = tag = bundle.service_at(bundle.since if bundle.count == 0 else now) + left
+        self._bottlenecks.add(bundle, 1)
+        heapq.heappush(bundle.ends, (tag, flow.flow_id))
+        if bundle.tag < 0 or tag < bundle.tag:
+            self._bottlenecks.set_tag(bundle, tag)
+
+    def _untie(self, flow: _Flow) -> None:
+        """Take a flow out of its bundle, if it is in one."""
+        bundle = flow.bundle
+        if bundle is None:
+            return
+        flow.bundle = None
+        self._leave(bundle)
+        if bundle.count > 0 and bundle.tag == flow.tag:
+            self._find_tag(bundle)
+
+    def _leave(self, bundle: Bundle) -> None:
+        self._bottlenecks.add(bundle, -1)
+        if bundle.count == 0:
+            self._bottlenecks.remove(bundle)
+            del self._bundles[bundle.key]
+        elif len(bundle.ends) > 2 * bundle.count + 64:
+            bundle.ends = [(tag, flow_id) for tag, flow_id in set(bundle.ends) if self._is_in(bundle, tag, flow_id)]
+            heapq.heapify(bundle.ends)
+
+    def _is_in(self, bundle: Bundle, tag: int, flow_id: int) -> bool:
+        flow = self._flows.get(flow_id)
+        return flow is not None and flow.bundle is bundle and flow.tag == tag
+
+    def _find_tag(self, bundle: Bundle) -> None:
+        ends = bundle.ends
+        while not self._is_in(bundle, *ends[0]):
+            heapq.heappop(ends)
+        if ends[0][0] != bundle.tag or bundle.due == math.inf:
+            self._bottlenecks.set_tag(bundle, ends[0][0])
+
+    def _remove(self, flow: _Flow) -> None:
+        flow_id = flow.flow_id
+        del self._flows[flow_id]
+        flow.due = math.inf
+        for capacity, weight in flow.uses:
+            link = self._links[capacity]
+            del link.flows[flow_id]
+            if link.flows:
+                link.demand -= weight * flow.cap
+            else:
+                del self._links[capacity]  # it starts anew, so that nothing gathers over a long run
+                link.is_contended = False
+                link.due = math.inf
+
+    def _pop_due(self, instant: float) -> list[_Flow]:
+        """Take the flows that complete at this instant out of their bundles; return them in the order of their ids."""
+        due: list[_Flow] = []
+        completions = self._completions
+        while completions:
+            seconds, _, whose = completions[0]
+            if seconds > instant and not is_same_instant(seconds, instant):
+                break
+            heapq.heappop(completions)
+            if whose.due != seconds:
+                continue
+            whose.due = math.inf
+            if isinstance(whose, _Flow):
+                due.append(whose)
+            elif isinstance(whose, Bundle):
+                due.append(self._pop_end(whose))
+            else:
+                following = self._bottlenecks.next_end(whose)
+                while following is not None and (following[0] <= instant or is_same_instant(following[0], instant)):
+                    due.append(self._pop_end(following[1]))
+                    following = self._bottlenecks.next_end(whose)
+        due.sort(key=_flow_id)
+        return due
+
+    def _pop_end(self, bundle: Bundle) -> _Flow:
+        flow = self._flows[bundle.ends[0][1]]
+        self._untie(flow)
+        return flow
 
 
 class _Flow:
-    """An active flow: the bytes left at ``since``, and its rate and predicted completion from then on."""
+    """An active flow: by itself at its limit, with what was left at ``since``; or in a bundle, with a tag.
 
-    __slots__ = ("bound", "finish", "left_bytes", "rate", "since", "ties", "uses")
+    What is left is in bytes over its weight.
+    """
 
-    def __init__(self, num_bytes: float, uses: tuple[tuple[int, float], ...], bound: float, now: float) -> None:
-        self.left_bytes = num_bytes
+    __slots__ = ("bound", "bundle", "cap", "due", "flow_id", "left", "since", "tag", "uses", "weight")
+
+    def __init__(self, flow_id: int, uses: tuple[tuple[int, float], ...], weight: float, bound: float) -> None:
+        self.flow_id = flow_id
         self.uses = uses
-        self.ties: list[tuple[int, float]] = []  # the uses of contended capacities
+        """Each capacity with the part of it that a level of 1 takes."""
+        self.weight = weight
         self.bound = bound
-        self.rate = 0.0
-        self.since = now
-        self.finish = math.inf
+        self.cap = math.inf
+        self.bundle: Bundle | None = None
+        self.left = 0.0
+        self.since = 0.0
+        self.due = math.inf
+        self.tag = 0
 
-    def remaining_at(self, now: float) -> float:
-        """Return the bytes left at ``now``."""
-        if now >= self.finish:
+    def left_at(self, now: float) -> float:
+        """Return what is left at ``now``."""
+        if self.bundle is not None:
+            return max(0.0, unfixed(self.tag - self.bundle.service_at(now)))
+        if now >= self.due:
             return 0.0
         if now <= self.since:
-            return self.left_bytes
-        return max(0.0, self.left_bytes - self.rate * (now - self.since))
+            return self.left
+        return max(0.0, self.left - self.cap * (now - self.since))
 
 
-def _is_same_instant(first: float, second: float) -> bool:
-    return math.isclose(first, second, rel_tol=SAME_INSTANT, abs_tol=0.0)
+def _flow_id(flow: _Flow) -> int:
+    return flow.flow_id

@@ -10,7 +10,7 @@ from typing import Any
 
 from elsa_ray.config.errors import InputError
 from elsa_ray.network.finish_times import FINISH_COLUMNS, TRANSFER_COLUMNS, check_columns
-from elsa_ray.network.formats import read_text
+from elsa_ray.network.text_files import read_text
 
 
 def read_transfers_csv(path: str | Path) -> list[dict[str, str]]:

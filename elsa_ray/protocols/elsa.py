@@ -8,7 +8,7 @@ Shapes: W work items, N clients.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,24 +19,26 @@ from elsa_ray.clustering.assignment import PARKED, assign, default_capacity
 from elsa_ray.codecs.wire import HEADER_BYTES
 from elsa_ray.config.errors import InputError
 from elsa_ray.config.protocol import ElsaConfig
-from elsa_ray.model.adapters import Adapters
+from elsa_ray.model.adapters import Adapters, AdapterTensor
 from elsa_ray.model.cost import frozen_num_bytes
 from elsa_ray.model.split import Part, Split
 from elsa_ray.protocols.auto_split import SplitChooser
-from elsa_ray.protocols.estimates import compute_seconds, network_seconds, usual_step
+from elsa_ray.protocols.estimates import compute_seconds, round_trips, usual_step
 from elsa_ray.protocols.frozen import edge_parts, send_new_blocks
 from elsa_ray.protocols.local_work import FP32_BYTES, adapter_bytes, local_work, upload_bytes
 from elsa_ray.protocols.probe_steps import ProbeSteps
 from elsa_ray.protocols.protocol import Protocol, ProtocolState, RoundReport, RoundResults
 from elsa_ray.protocols.recluster import is_due, new_edges
 from elsa_ray.protocols.setting import Setting
-from elsa_ray.protocols.split_steps import Members, SplitSteps
+from elsa_ray.protocols.split_steps import Members, SplitSteps, distinct
 from elsa_ray.training.tables import table_num_bytes
-from elsa_ray.world.plan import ActivityKind, Floats, Ints, Plan, PlanBuilder, WorkItems
+from elsa_ray.world.plan import ActivityKind, Bools, Floats, Ints, Plan, PlanBuilder, WorkItems
 from elsa_ray.world.roles import Role
 from elsa_ray.world.timeline import Outcome, Timeline, WorldState
 
 _NOTICE_COLUMNS = 2
+_PAIRS_AT_ONCE = 2_000_000
+"""Of a client and an edge, whose latencies are in memory together."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class ElsaState(ProtocolState):
         fingerprints: what the cloud knows of clients' behaviour.
         clustered_round: number of rounds after which clients were clustered last; None before.
         clustered: the clients whose behaviour was known then.
+        home_of_client: the edge to which clients come back that are elsewhere while it is down.
     """
 
     splits: tuple[Split, ...] = ()
@@ -62,6 +65,7 @@ class ElsaState(ProtocolState):
     fingerprints: Mapping[int, npt.NDArray[np.float32]] = field(default_factory=dict)
     clustered_round: int | None = None
     clustered: frozenset[int] = frozenset()
+    home_of_client: Mapping[int, int] = field(default_factory=dict)
 
 
 class Elsa(Protocol):
@@ -77,7 +81,7 @@ class Elsa(Protocol):
             raise InputError("task.probes", "nothing", f"{allowed}: protocol.{section} compares models on them")
         self._step = usual_step(setting, config)
         self._chooser = SplitChooser(setting, config, self._step)
-        self._network_seconds_NK = network_seconds(setting, self._step)
+        self._round_trips = round_trips(setting, self._step)
         nearest = self._nearest_edges()
         # Where the first blocks lie on the devices already, they lie there for any split.
         preloaded = setting.config.task.preloaded
@@ -96,10 +100,14 @@ class Elsa(Protocol):
         return _RoundPlan(self, state, world_state).build()
 
     def sample_members(self, state: ElsaState, world_state: WorldState) -> tuple[Ints, list[int]]:
-        """Return the clients of the round, without parked, excluded and busy ones; and the parked ones."""
+        """Return the clients of the round, without parked, excluded, absent and busy ones; and the parked ones.
+
+        Clients whose edge is down sit out.
+        """
         parked = np.flatnonzero(np.array(state.edge_of_client) == PARKED).tolist()
         excluded = [client for client, own in state.trust.items() if own.is_excluded(state.round_index)]
-        return self.sample(state, world_state, [*parked, *excluded]), parked
+        stranded = np.flatnonzero(np.isin(state.edge_of_client, world_state.down_nodes)).tolist()
+        return self.sample(state, world_state, [*parked, *excluded, *stranded]), parked
 
     def conclude(
         self, state: ProtocolState, results: RoundResults, plan: Plan, timeline: Timeline
@@ -117,41 +125,66 @@ class Elsa(Protocol):
             fingerprints={**state.fingerprints, **results.fingerprints},
         )
         excluded = tuple(sorted(c for c, own in after.trust.items() if own.is_excluded(after.round_index)))
-        clustered = self._clustered(after)
+        clustered = self._failed_over(self._clustered(after, timeline.down_nodes), timeline.down_nodes)
         edges = enumerate(zip(after.edge_of_client, clustered.edge_of_client, strict=True))
         moved = tuple((client, new) for client, (old, new) in edges if old != new)
         return clustered, replace(report, excluded=excluded, moved=moved)
 
-    def is_calibration_due(self, state: ElsaState, client: int) -> bool:
-        """Return whether a client's keys and bases are made anew in the coming round."""
+    def calibrates(self, state: ElsaState, clients: Ints) -> Bools:
+        """Return of which clients keys and bases are made anew in the coming round."""
         refresh = self.setting.chains.refresh_rounds
         if refresh is None:
-            return False
-        made = state.calibrated.get(client)
-        return made is None or state.round_index - made >= refresh
+            return np.zeros(len(clients), bool)
+        made = (state.calibrated.get(client) for client in clients.tolist())
+        return np.array([then is None or state.round_index - then >= refresh for then in made], bool)
 
-    def _clustered(self, state: ElsaState) -> ElsaState:
+    def _clustered(self, state: ElsaState, down_nodes: Sequence[int]) -> ElsaState:
         """Return the state with clients clustered and assigned anew, if that is due."""
         clustering = self.config.clustering
         known = frozenset(state.fingerprints)
         if clustering is None or not is_due(clustering, self.setting.num_clients, state, known):
             return state
-        latency_NK = self._network_seconds_NK + compute_seconds(self.setting, self._step, state.splits)[:, None]
+        computing_N = compute_seconds(self.setting, self._step, state.splits)
+        latency_NK = self._round_trips.seconds(slice(None)) + computing_N[:, None]
+        latency_NK[:, np.isin(self.setting.network.edges, down_nodes)] = np.inf
         edges = new_edges(self.setting, clustering, state, latency_NK)
-        moved = {c for c, (old, new) in enumerate(zip(state.edge_of_client, edges, strict=True)) if old != new}
+        state = replace(state, home_of_client={})
         left = max(1, self.config.rounds - state.round_index)
         splits = self._chooser.choose(edges, state.held_layers, state.splits, left)
         recut = {c for c, (old, new) in enumerate(zip(state.splits, splits, strict=True)) if old != new}
-        return replace(
-            state,
-            edge_of_client=edges,
-            splits=splits,
-            clustered_round=state.round_index,
-            clustered=known,
-            untold=state.untold | {client for client in moved if edges[client] != PARKED},
-            # What an edge held of a client's calibrations does not move with it, and another cut has another basis.
-            calibrated={c: made for c, made in state.calibrated.items() if c not in moved | recut},
+        calibrated = {c: made for c, made in state.calibrated.items() if c not in recut}
+        clustered = replace(
+            state, splits=splits, clustered_round=state.round_index, clustered=known, calibrated=calibrated
         )
+        return _moved(clustered, edges)
+
+    def _failed_over(self, state: ElsaState, down_nodes: Sequence[int]) -> ElsaState:
+        """Return the state with the clients of edges that are down at the next best ones, and others home again.
+
+        The next best edge is the one with the shortest training step among those that are up and, where
+        ``world.edges.capacity`` is given, have a place; a client that finds none is parked until its own is up.
+        """
+        if not down_nodes and not state.home_of_client:
+            return state
+        stranded = {client: edge for client, edge in enumerate(state.edge_of_client) if edge in down_nodes}
+        homes = stranded | {**state.home_of_client}
+        edges, own = self.setting.network.edges, list(state.edge_of_client)
+        for client in [client for client, home in homes.items() if home not in down_nodes]:
+            own[client] = homes.pop(client)
+        computing_N = compute_seconds(self.setting, self._step, state.splits)
+        is_down_K = np.isin(edges, down_nodes)
+        capacity = self.setting.config.world.edges.capacity
+        places_K = np.full(len(edges), np.inf if capacity is None else capacity)
+        places_K -= [own.count(edge) for edge in edges.tolist()]
+        for client in sorted(homes):
+            if own[client] != PARKED and own[client] not in down_nodes:
+                continue
+            (seconds_K,) = self._latencies(slice(client, client + 1), computing_N)
+            open_K = np.where((places_K > 0) & ~is_down_K, seconds_K, np.inf)
+            best = int(np.argmin(open_K))
+            own[client] = int(edges[best]) if np.isfinite(open_K[best]) else PARKED
+            places_K[best] -= own[client] != PARKED
+        return replace(_moved(state, tuple(own)), home_of_client=homes)
 
     def _nearest_edges(self) -> tuple[int, ...]:
         """Return the node of each client's edge by latency alone, PARKED for a client without one.
@@ -162,14 +195,22 @@ class Elsa(Protocol):
         setting, capacity = self.setting, self.setting.config.world.edges.capacity
         if capacity is None and self.config.clustering is not None:
             capacity = default_capacity(setting.num_clients, len(setting.network.edges))
-        seconds = compute_seconds(setting, self._step, self._chooser.most_private())
-        latency_NK: Floats = self._network_seconds_NK + seconds[:, None]
-        limit = self.config.clustering.max_latency_seconds if self.config.clustering is not None else None
-        edges = assign(np.where(latency_NK <= limit, latency_NK, np.inf) if limit else latency_NK, capacity)
+        computing_N = compute_seconds(setting, self._step, self._chooser.most_private())
+        # Without capacity each client is assigned by itself, so a few at a time will do.
+        num_clients, num_edges = self._round_trips.shape
+        at_once = num_clients if capacity is not None else max(1, _PAIRS_AT_ONCE // num_edges)
+        parts = [slice(first, first + at_once) for first in range(0, num_clients, at_once)]
+        edges = np.concatenate([assign(self._latencies(part, computing_N), capacity) for part in parts])
         if (edges == PARKED).all():
             raise InputError("topology", "no client with a way to an edge and back", "at least one")
         nodes = np.where(edges == PARKED, PARKED, setting.network.edges[edges])
         return tuple(int(node) for node in nodes)
+
+    def _latencies(self, clients: slice, computing_N: Floats) -> Floats:
+        """Return the seconds of a step of some clients through each edge; infinite where that is too long."""
+        latency_NK: Floats = self._round_trips.seconds(clients) + computing_N[clients, None]
+        limit = self.config.clustering.max_latency_seconds if self.config.clustering is not None else None
+        return np.where(latency_NK <= limit, latency_NK, np.inf) if limit else latency_NK
 
 
 class _RoundPlan:
@@ -184,85 +225,133 @@ class _RoundPlan:
             self._probes = ProbeSteps(self._builder, self._setting, state.probe_holders)
 
     def build(self) -> Plan:
-        """Return the plan."""
-        setting, builder = self._setting, self._builder
-        sampled, parked = self._protocol.sample_members(self._state, self._world_state)
+        """Return the plan: all edges in one go, a group of rows for each."""
+        setting, builder, work = self._setting, self._builder, self._world_state.work
+        clients, parked = self._protocol.sample_members(self._state, self._world_state)
         edge_of_client = np.array(self._state.edge_of_client, np.int64)
-        told: list[int] = []
-        for edge in setting.network.edges.tolist():
-            members = sampled[edge_of_client[sampled] == edge]
-            if len(members) or edge in self._world_state.work.edge:
-                told += self._edge(edge, members)
-        builder.gather(setting.cloud, np.array(told, np.int64), edge_round=0, opener=-1, deadline_seconds=None)
+        down = self._world_state.down_nodes
+        # An edge without members takes part where it still waits for late work.
+        is_active = np.isin(setting.network.edges, np.concatenate([edge_of_client[clients], work.edge]))
+        is_active &= ~np.isin(setting.network.edges, down)
+        edges_K = setting.network.edges[is_active].astype(np.int64)
+        place = np.full(len(setting.network.node_kinds), -1, np.int64)
+        place[edges_K] = np.arange(len(edges_K))
+        members = self._members(clients, place[edge_of_client[clients]], edges_K)
+        # Work that is late is gathered there too, so its clients are told of as well as the members.
+        late = (work.edge >= 0) & ~np.isin(work.edge, down)
+        told = np.stack(
+            [np.append(members.groups, place[work.edge[late]]), np.append(members.clients, work.client[late])]
+        )
+        num_told_of_K = np.bincount(np.unique(told, axis=1)[0], minlength=len(edges_K))
+        rows = self._edges(edges_K, members, num_told_of_K)
+        builder.gather(setting.cloud, rows, edge_round=0, opener=-1, deadline_seconds=None, group=len(edges_K))
         keep_late = setting.config.world.round_policy.late == "keep"
         return builder.build(keep_late=keep_late, parked_clients=parked)
 
-    def _edge(self, edge: int, members: Ints) -> list[int]:
-        """Plan one edge's part of the round; returns the rows of what it tells the cloud."""
+    def _members(self, clients: Ints, edge_W: Ints, edges_K: Ints) -> Members:
+        """Return the sampled clients edge after edge; their work items are still to be added."""
+        setting, state = self._setting, self._state
+        order = np.argsort(edge_W, kind="stable")
+        clients, edge_W = clients[order], edge_W[order]
+        splits, split_of_client = distinct(state.splits)
+        return Members(
+            edges=edges_K[edge_W],
+            groups=edge_W,
+            clients=clients,
+            nodes=setting.network.clients[clients].astype(np.int64),
+            items=np.full(len(clients), -1, np.int64),
+            splits=splits,
+            split_W=split_of_client[clients],
+            calibrates_W=self._protocol.calibrates(state, clients),
+        )
+
+    def _edges(self, edges_K: Ints, members: Members, num_told_of_K: Ints) -> Ints:
+        """Plan the edges' parts of the round; returns the rows of what they tell the cloud."""
         setting, builder = self._setting, self._builder
+        group = np.arange(len(edges_K))
         whole_bytes, whole_fp32 = adapter_bytes(setting, setting.layout.tensors)
         whole: dict[str, Any] = {"num_bytes": whole_bytes, "uncompressed_bytes": whole_fp32, "client": -1}
-        before = self._frozen_to_edge(edge)
-        (opener,) = builder.transfers(
-            source=setting.cloud, target=edge, label=Role.ADAPTER_DOWN, after=before, **whole
-        ).tolist()
-        # Work that is late is gathered here too, so its clients are told of as well as the members.
-        work = self._world_state.work
-        num_told_of = len(np.union1d(members, work.client[work.edge == edge]))
+        before = self._frozen_to_edges(edges_K)
+        opener_K = builder.transfers(
+            source=setting.cloud, target=edges_K, label=Role.ADAPTER_DOWN, after=before, group=group, **whole
+        )
         if self._probes is not None:
-            builder.depend(opener, self._probes.tell_edge(edge, num_told_of))
-        deadline_seconds, gather = setting.config.world.round_policy.deadline_seconds, -1
+            builder.depend(opener_K, self._probes.tell_edges(edges_K, num_told_of_K))
+        num_members_K = np.bincount(members.groups, minlength=len(edges_K)).tolist()
         for edge_round in range(self._config.edge_rounds):
-            uploads = self._edge_round(edge, members, edge_round, opener)
-            gather = builder.gather(
-                edge,
-                uploads if len(uploads) else opener,
+            uploads = self._edge_round(members, edge_round, opener_K[members.groups])
+            gather_K = builder.gathers(
+                edges_K,
                 edge_round=edge_round,
-                opener=opener,
-                deadline_seconds=deadline_seconds,
+                opener=opener_K,
+                deadline_seconds=setting.config.world.round_policy.deadline_seconds,
+                quorum=[self._protocol.quorum(count) for count in num_members_K],
+                group=group,
             )
-            opener = gather
-        upload = builder.transfers(source=edge, target=setting.cloud, label=Role.ADAPTER_UP, after=gather, **whole)
-        tables = self._probes.tell_cloud(edge, num_told_of, gather) if self._probes is not None else []
-        return [*upload.tolist(), *tables]
+            builder.depend(gather_K[members.groups], uploads)
+            # All members may be gone before the edge has its model.
+            builder.depend(gather_K, opener_K)
+            opener_K = gather_K
+        upload_K = builder.transfers(
+            source=edges_K, target=setting.cloud, label=Role.ADAPTER_UP, after=opener_K, group=group, **whole
+        )
+        if self._probes is None:
+            return upload_K
+        return np.concatenate([upload_K, self._probes.tell_cloud(edges_K, num_told_of_K, opener_K)])
 
-    def _edge_round(self, edge: int, clients: Ints, edge_round: int, opener: int) -> Ints:
-        """Plan the members' split training in one edge round; returns the rows that the gather waits for."""
-        setting, builder, state = self._setting, self._builder, self._state
-        if not len(clients):
-            return np.zeros(0, np.int64)
+    def _edge_round(self, members: Members, edge_round: int, opener_W: Ints) -> Ints:
+        """Plan the members' split training in one edge round; returns the rows that their gathers wait for."""
+        setting, builder, clients = self._setting, self._builder, members.clients
         work = local_work(
             setting, self._config, round_index=builder.round_index, edge_round=edge_round, clients=clients
         )
-        splits = [state.splits[client] for client in clients.tolist()]
-        calibrates = np.array([self._protocol.is_calibration_due(state, client) for client in clients.tolist()])
         items = builder.work_items(
             edge_round=edge_round,
             client=clients,
-            edge=edge,
+            edge=members.edges,
             num_examples=setting.num_examples[clients],
             num_steps=work.num_steps_W,
-            front=[split.front for split in splits],
-            middle=[split.middle for split in splits],
-            back=[split.back for split in splits],
-            gather=builder.num_gathers,
-            calibrates=calibrates,
+            front=members.of_split(lambda split: split.front),
+            middle=members.of_split(lambda split: split.middle),
+            back=members.of_split(lambda split: split.back),
+            gather=builder.num_gathers + members.groups,
+            calibrates=members.calibrates_W,
+            group=members.groups,
         )
-        nodes = setting.network.clients[clients].astype(np.int64)
-        members = Members(edge, clients, nodes, items, splits, calibrates)
+        members = replace(members, items=items)
         arrived = self._to_new_members(members) if edge_round == 0 else np.full(len(clients), -1, np.int64)
-        held = [setting.layout.part(split, Part.FRONT, Part.BACK) for split in splits]
-        ends: dict[str, Any] = {"client": clients, "work": items}
-        down_bytes, up_bytes = ([size(setting, own) for own in held] for size in (adapter_bytes, upload_bytes))
+        ends: dict[str, Any] = {"client": clients, "work": items, "group": members.groups}
         down = builder.transfers(
-            source=edge, target=nodes, label=Role.ADAPTER_DOWN, after=opener, **_sizes(down_bytes), **ends
+            source=members.edges,
+            target=members.nodes,
+            label=Role.ADAPTER_DOWN,
+            after=opener_W,
+            **self._adapter_sizes(members, adapter_bytes),
+            **ends,
         )
         builder.depend(down, arrived)
         last = SplitSteps(builder, setting, work, members).plan(down)
         if self._probes is not None:
             last = self._probes.answer(members, last)
-        up = builder.transfers(source=nodes, target=edge, label=Role.ADAPTER_UP, after=last, **_sizes(up_bytes), **ends)
-        return self._probes.verify(members, up, opener) if self._probes is not None else up
+        up = builder.transfers(
+            source=members.nodes,
+            target=members.edges,
+            label=Role.ADAPTER_UP,
+            after=last,
+            **self._adapter_sizes(members, upload_bytes),
+            **ends,
+        )
+        return self._probes.verify(members, up, opener_W) if self._probes is not None else up
+
+    def _adapter_sizes(
+        self, members: Members, size: Callable[[Setting, tuple[AdapterTensor, ...]], tuple[int, int]]
+    ) -> dict[str, Ints]:
+        """Return the sizes of a message with the adapters that each member holds."""
+        of_split = [
+            size(self._setting, self._setting.layout.part(split, Part.FRONT, Part.BACK)) for split in members.splits
+        ]
+        num_bytes_W, fp32_W = np.array(of_split, np.int64)[members.split_W].T
+        return {"num_bytes": num_bytes_W, "uncompressed_bytes": fp32_W}
 
     def _to_new_members(self, members: Members) -> Ints:
         """Plan what must reach clients before their model does: new frozen blocks, and which edge is theirs now.
@@ -272,41 +361,52 @@ class _RoundPlan:
         """
         state, setting = self._state, self._setting
         rows = send_new_blocks(self._builder, setting, state.loaded_clients, state.held_layers, members)
-        for position, client in enumerate(members.clients.tolist()):
-            if client in state.untold:
-                size = table_num_bytes(1, _NOTICE_COLUMNS)
-                (rows[position],) = self._builder.transfers(
-                    client=client,
-                    source=setting.cloud,
-                    target=members.nodes[position],
-                    label=Role.CONTROL,
-                    num_bytes=size,
-                    uncompressed_bytes=size - HEADER_BYTES,
-                    work=members.items[position],
-                    after=rows[position],
-                )
+        untold = np.flatnonzero(np.isin(members.clients, sorted(state.untold)))
+        if len(untold):
+            size = table_num_bytes(1, _NOTICE_COLUMNS)
+            rows[untold] = self._builder.transfers(
+                client=members.clients[untold],
+                source=setting.cloud,
+                target=members.nodes[untold],
+                label=Role.CONTROL,
+                num_bytes=size,
+                uncompressed_bytes=size - HEADER_BYTES,
+                work=members.items[untold],
+                after=rows[untold],
+                group=members.groups[untold],
+            )
         return rows
 
-    def _frozen_to_edge(self, edge: int) -> int:
-        """Plan ``weights_down`` to an edge that lacks its frozen blocks; returns the row, -1 where nothing is sent."""
+    def _frozen_to_edges(self, edges_K: Ints) -> Ints:
+        """Plan ``weights_down`` to edges that lack their frozen blocks; returns the rows, -1 where nothing is sent."""
         setting, split = self._setting, self._state.splits[0]
-        if setting.config.task.preloaded or edge in self._state.loaded_nodes:
-            return -1
+        rows = np.full(len(edges_K), -1, np.int64)
+        lacking = np.flatnonzero(~np.isin(edges_K, sorted(self._state.loaded_nodes)))
+        if setting.config.task.preloaded or not len(lacking):
+            return rows
         size = sum(frozen_num_bytes(setting.shape, split, part, FP32_BYTES) for part in edge_parts(setting))
-        (row,) = self._builder.transfers(
+        rows[lacking] = self._builder.transfers(
             source=setting.cloud,
-            target=edge,
+            target=edges_K[lacking],
             label=Role.WEIGHTS_DOWN,
             num_bytes=HEADER_BYTES + size,
             uncompressed_bytes=size,
             client=-1,
-        ).tolist()
-        return int(row)
+            group=lacking,
+        )
+        return rows
 
 
-def _sizes(pairs: list[tuple[int, int]]) -> dict[str, list[int]]:
-    encoded, fp32 = zip(*pairs, strict=True)
-    return {"num_bytes": list(encoded), "uncompressed_bytes": list(fp32)}
+def _moved(state: ElsaState, edge_of_client: tuple[int, ...]) -> ElsaState:
+    """Return the state with clients at other edges; what an edge held of a client's calibrations stays behind."""
+    edges = enumerate(zip(state.edge_of_client, edge_of_client, strict=True))
+    moved = {client for client, (old, new) in edges if old != new}
+    return replace(
+        state,
+        edge_of_client=edge_of_client,
+        untold=state.untold | {client for client in moved if edge_of_client[client] != PARKED},
+        calibrated={client: made for client, made in state.calibrated.items() if client not in moved},
+    )
 
 
 def _client_layers(split: Split) -> frozenset[int]:

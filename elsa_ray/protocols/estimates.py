@@ -11,12 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from elsa_ray.clustering.assignment import step_round_trip_seconds
+from elsa_ray.clustering.assignment import RoundTrips
 from elsa_ray.config.protocol import ProtocolConfig
 from elsa_ray.model.cost import step_flops
 from elsa_ray.model.split import Split
 from elsa_ray.protocols.local_work import LocalWork
 from elsa_ray.protocols.setting import Setting
+from elsa_ray.protocols.split_steps import distinct
 from elsa_ray.world.plan import Floats, Ints
 from elsa_ray.world.roles import Role
 
@@ -38,9 +39,8 @@ class UsualStep:
 
 def usual_step(setting: Setting, config: ProtocolConfig) -> UsualStep:
     """Return what a step of each client usually is."""
-    lengths = setting.task.train.lengths
     batch_N = np.minimum(config.batch_size, setting.num_examples)
-    length_N = np.array([int(np.ceil(lengths[indices].mean())) for indices in setting.task.partition], np.int64)
+    length_N = np.ceil(setting.task.mean_length_C).astype(np.int64)
     usual = LocalWork(np.ones_like(batch_N), batch_N[:, None], length_N[:, None])
     up = usual.step_bytes(setting, Role.ACTIVATION_UP) + usual.step_bytes(setting, Role.GRADIENT_UP)
     down = usual.step_bytes(setting, Role.ACTIVATION_DOWN) + usual.step_bytes(setting, Role.GRADIENT_DOWN)
@@ -49,21 +49,21 @@ def usual_step(setting: Setting, config: ProtocolConfig) -> UsualStep:
 
 def network_seconds(setting: Setting, step: UsualStep) -> Floats:
     """Return the time [N, K] of a step's four messages through each edge, on idle links; infinite without a way."""
-    return step_round_trip_seconds(
-        setting.network,
-        setting.router,
-        up_bytes_N=step.up_bytes_N,
-        down_bytes_N=step.down_bytes_N,
-        compute_seconds_NK=np.zeros((setting.num_clients, len(setting.network.edges))),
-    )
+    return round_trips(setting, step).seconds(slice(None))
+
+
+def round_trips(setting: Setting, step: UsualStep) -> RoundTrips:
+    """Return the same for as many clients at a time as one asks for."""
+    return RoundTrips(setting.network, setting.router, up_bytes_N=step.up_bytes_N, down_bytes_N=step.down_bytes_N)
 
 
 def compute_seconds(setting: Setting, step: UsualStep, splits: Sequence[Split]) -> Floats:
     """Return the time [N] that a client's and an idle edge's computations of a step take, each under its split."""
     seconds_N = np.zeros(setting.num_clients)
     rate_N = np.array([device.flops_per_second for device in setting.fleet.clients])
-    for split in dict.fromkeys(splits):
-        own = np.array([other == split for other in splits])
+    different, split_of_client = distinct(splits)
+    for number, split in enumerate(different):
+        own = split_of_client == number
         flops = step_flops(setting.shape, setting.layout, split)
         on_client = flops.front_forward + flops.back_forward_backward + flops.front_backward
         on_edge = flops.middle_forward + flops.middle_backward

@@ -69,7 +69,14 @@ class FedAvg(Protocol):
         )
         message["num_bytes"], _ = upload_bytes(setting, setting.layout.tensors)
         up = builder.transfers(source=nodes, target=setting.cloud, label=Role.ADAPTER_UP, after=trained, **message)
-        builder.gather(setting.cloud, up, edge_round=0, opener=-1, deadline_seconds=policy.deadline_seconds)
+        builder.gather(
+            setting.cloud,
+            up,
+            edge_round=0,
+            opener=-1,
+            deadline_seconds=policy.deadline_seconds,
+            quorum=self.quorum(len(clients)),
+        )
         return builder.build(keep_late=policy.late == "keep", parked_clients=self._parked)
 
     def _without_cloud(self) -> list[int]:

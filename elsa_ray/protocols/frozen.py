@@ -58,25 +58,35 @@ def send_new_blocks(
     Returns:
         The rows, in the order of the members; -1 for those that get nothing.
     """
-    rows = np.full(len(members.clients), -1, np.int64)
-    for position, (client, split) in enumerate(zip(members.clients.tolist(), members.splits, strict=True)):
-        needed = {*split.layers(Part.FRONT), *split.layers(Part.BACK)}
-        missing = needed - held_layers[client]
-        size = blocks_num_bytes(setting.shape, len(missing), FP32_BYTES)
-        if client not in loaded_clients and not setting.config.task.preloaded:
-            size = sum(frozen_num_bytes(setting.shape, split, part, FP32_BYTES) for part in (Part.FRONT, Part.BACK))
-        elif not missing:
-            continue
-        (rows[position],) = builder.transfers(
+    preloaded, sizes = setting.config.task.preloaded, dict[tuple[int, bool, frozenset[int]], int]()
+    size_W = np.zeros(len(members.clients), np.int64)
+    for position, (client, kind) in enumerate(zip(members.clients.tolist(), members.split_W.tolist(), strict=True)):
+        has_nothing = not preloaded and client not in loaded_clients
+        key = (kind, has_nothing, held_layers[client])
+        if key not in sizes:
+            sizes[key] = _missing_num_bytes(setting, members.splits[kind], has_nothing, held_layers[client])
+        size_W[position] = sizes[key]
+    rows, lacking = np.full(len(size_W), -1, np.int64), np.flatnonzero(size_W)
+    if len(lacking):
+        rows[lacking] = builder.transfers(
             source=setting.cloud,
-            target=members.nodes[position],
+            target=members.nodes[lacking],
             label=Role.WEIGHTS_DOWN,
-            client=client,
-            num_bytes=HEADER_BYTES + size,
-            uncompressed_bytes=size,
-            work=members.items[position],
+            client=members.clients[lacking],
+            num_bytes=HEADER_BYTES + size_W[lacking],
+            uncompressed_bytes=size_W[lacking],
+            work=members.items[lacking],
+            group=members.groups[lacking],
         )
     return rows
+
+
+def _missing_num_bytes(setting: Setting, split: Split, has_nothing: bool, held: frozenset[int]) -> int:
+    """Return the bytes of the frozen blocks that a client lacks for its split; 0 where it lacks none."""
+    if has_nothing:
+        return sum(frozen_num_bytes(setting.shape, split, part, FP32_BYTES) for part in (Part.FRONT, Part.BACK))
+    missing = {*split.layers(Part.FRONT), *split.layers(Part.BACK)} - held
+    return blocks_num_bytes(setting.shape, len(missing), FP32_BYTES)
 
 
 def edge_parts(setting: Setting) -> tuple[Part, ...]:

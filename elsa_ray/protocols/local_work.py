@@ -14,6 +14,7 @@ from elsa_ray.codecs.wire import adapter_num_bytes, calibration_num_bytes, hidde
 from elsa_ray.config.protocol import ProtocolConfig
 from elsa_ray.model.adapters import AdapterTensor
 from elsa_ray.protocols.setting import Setting
+from elsa_ray.tasks.batches import steps_of
 from elsa_ray.training.batches import batch_sizes, examples_of_steps
 from elsa_ray.training.cohort import STEP_ROLES, CalibrationSizes
 from elsa_ray.training.messages import MAKERS
@@ -53,17 +54,29 @@ class LocalWork:
 def local_work(
     setting: Setting, config: ProtocolConfig, *, round_index: int, edge_round: int, clients: npt.NDArray[np.int64]
 ) -> LocalWork:
-    """Draw the batches of the clients' work items; the executor draws the same ones again."""
-    batches, longest = [], []
-    for client in clients.tolist():
-        key = WorkKey(round_index, edge_round, client)
-        examples_TB = examples_of_steps(key, setting.task.partition[client], config, setting.seed)
-        batch_T, length_T = batch_sizes(examples_TB, setting.task.train.lengths)
-        batches.append(batch_T)
-        longest.append(length_T)
-    num_steps_W = np.array([len(batch_T) for batch_T in batches], np.int64)
-    most = int(num_steps_W.max(initial=0))
-    return LocalWork(num_steps_W, _padded(batches, most), _padded(longest, most))
+    """Say which batches the clients' work items have.
+
+    Where a client's texts are all of one length no batch needs to be drawn; else the executor draws the same ones.
+    """
+    amount = {"local_steps": config.local_steps, "local_epochs": config.local_epochs}
+    num_examples_W = setting.num_examples[clients]
+    num_steps_W = steps_of(num_examples_W, config.batch_size, **amount)
+    step_T = np.arange(int(num_steps_W.max(initial=0)))
+    full_W = np.minimum(config.batch_size, num_examples_W)
+    batch_WT = np.where(step_T < num_steps_W[:, None], full_W[:, None], 0)
+    if config.local_epochs is not None:
+        # The last batch of a pass has what is left.
+        steps_a_pass_W = num_steps_W // config.local_epochs
+        ends_pass_WT = (batch_WT > 0) & (step_T % steps_a_pass_W[:, None] == steps_a_pass_W[:, None] - 1)
+        batch_WT -= np.where(ends_pass_WT, (full_W * steps_a_pass_W - num_examples_W)[:, None], 0)
+    task = setting.task
+    lengths, longest_W = task.train.lengths, task.longest_C[clients]
+    length_WT = np.where(batch_WT > 0, longest_W[:, None], 0)
+    for row in np.flatnonzero(task.shortest_C[clients] != longest_W).tolist():
+        key = WorkKey(round_index, edge_round, int(clients[row]))
+        examples_TB = examples_of_steps(key, task.partition[key.client], config, setting.seed)
+        _, length_WT[row, : num_steps_W[row]] = batch_sizes(examples_TB, lengths)
+    return LocalWork(num_steps_W, batch_WT, length_WT)
 
 
 def planned_step_bytes(setting: Setting, config: ProtocolConfig, key: WorkKey) -> npt.NDArray[np.int64]:
@@ -92,8 +105,3 @@ def calibration_sizes(setting: Setting) -> tuple[CalibrationSizes, CalibrationSi
         tuple(calibration_num_bytes(chain, width, MAKERS[role])) for role in (Role.ACTIVATION_UP, Role.ACTIVATION_DOWN)
     )
     return up, down
-
-
-def _padded(rows: list[npt.NDArray[np.int64]], width: int) -> npt.NDArray[np.int64]:
-    padded = [np.pad(row, (0, width - len(row))) for row in rows]
-    return np.stack(padded).astype(np.int64) if padded else np.zeros((0, width), np.int64)

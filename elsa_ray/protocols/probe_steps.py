@@ -9,8 +9,10 @@ Shapes: W work items (the members).
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from elsa_ray.codecs.wire import HEADER_BYTES
 from elsa_ray.model.cost import Flops, forward_flops
@@ -39,15 +41,16 @@ class ProbeSteps:
         self._builder, self._setting, self._inquiry = builder, setting, setting.inquiry
         self._holders = set(holders)
 
-    def send_set(self, node: int) -> int:
-        """Send the probe set to a node that lacks it; returns the row, -1 where nothing is sent."""
-        if node in self._holders:
-            return -1
-        self._holders.add(node)
-        inquiry = self._inquiry
-        size = probe_set_num_bytes(inquiry.probes, self._setting.shape.hidden_size, inquiry.dimensions)
-        (row,) = self._message(self._setting.cloud, node, Role.PROBE, size, after=-1)
-        return int(row)
+    def send_sets(self, nodes: Ints, groups: Ints) -> Ints:
+        """Send the probe set to those of some nodes that lack it; returns a row each, -1 where nothing is sent."""
+        rows = np.full(len(nodes), -1, np.int64)
+        lacking = np.array([node not in self._holders for node in nodes.tolist()], bool)
+        if lacking.any():
+            self._holders.update(nodes[lacking].tolist())
+            inquiry = self._inquiry
+            size = probe_set_num_bytes(inquiry.probes, self._setting.shape.hidden_size, inquiry.dimensions)
+            rows[lacking] = self._message(self._setting.cloud, nodes[lacking], Role.PROBE, size, groups[lacking])
+        return rows
 
     def answer(self, members: Members, trained: Ints) -> Ints:
         """Let clients run the probes and report, where they do it themselves; returns the rows that uploads wait for.
@@ -59,8 +62,8 @@ class ProbeSteps:
         if not self._inquiry.clients_report or not len(trained):
             return trained
         probes, width, last = self._inquiry.probes, self._setting.shape.hidden_size, trained
-        edge = np.full(len(trained), members.edge)
-        sets = [self.send_set(int(node)) for node in members.nodes]
+        edge = members.edges
+        sets = self.send_sets(members.nodes, members.groups)
         for ordinal, size in enumerate(probe_states_num_bytes(probes, width)):
             last = self._compute(members, members.nodes, Part.FRONT, ordinal, last)
             if ordinal == 0:
@@ -78,70 +81,90 @@ class ProbeSteps:
             num_bytes=size,
             uncompressed_bytes=size - HEADER_BYTES,
             work=members.items,
+            group=members.groups,
             after=last,
         )
 
-    def verify(self, members: Members, uploads: Ints, opener: int) -> Ints:
-        """Let the edge run the probes through what was uploaded, where it does; returns the rows that its gather takes.
+    def verify(self, members: Members, uploads: Ints, opener_W: Ints) -> Ints:
+        """Let edges run the probes through what was uploaded, where they do; returns the rows that their gathers take.
 
-        Where changes are compared, it runs them through the model that the members start from as well.
+        Where changes are compared, an edge runs them through the model that its members start from as well.
 
         Args:
             members: who was trained.
             uploads: their uploads' rows [W].
-            opener: the row with which the edge has that model.
+            opener_W: for each member the row with which its edge has that model.
         """
         if self._inquiry.clients_report or not len(uploads):
             return uploads
         flops = self._whole_flops()
-        start = np.full(1, -1)
-        if self._inquiry.trust is not None and self._inquiry.trust.compares_changes:
-            start = self._builder.computations(
-                node=members.edge, client=-1, label=Stage.PROBING, flops=flops, after=opener
+        edges, first_W, edge_W = np.unique(members.groups, return_index=True, return_inverse=True)
+        nodes = members.edges[first_W]
+        compares = self._inquiry.trust is not None and self._inquiry.trust.compares_changes
+        if compares:
+            starts = self._builder.computations(
+                node=nodes, client=-1, label=Stage.PROBING, flops=flops, after=opener_W[first_W], group=edges
             )
-            self._builder.depend(start, self.send_set(members.edge))
+            self._builder.depend(starts, self.send_sets(nodes, edges))
         checked = self._builder.computations(
-            node=np.full(len(uploads), members.edge),
+            node=members.edges,
             client=members.clients,
             label=Stage.PROBING,
             flops=flops,
             work=members.items,
+            group=members.groups,
             after=uploads,
         )
-        self._builder.depend(checked, start if start[0] >= 0 else self.send_set(members.edge))
+        before = starts if compares else self.send_sets(nodes, edges)
+        self._builder.depend(checked, before[edge_W])
         return checked
 
-    def tell_cloud(self, edge: int, num_clients: int, after: int) -> list[int]:
-        """Send the edge's tables of so many clients' fingerprints and standings to the cloud; returns their rows."""
-        if num_clients == 0:
-            return []
-        rows = []
-        cloud = self._setting.cloud
+    def tell_cloud(self, edges: Ints, num_clients: Ints, after: Ints) -> Ints:
+        """Send the edges' tables of so many clients' fingerprints and standings to the cloud; returns their rows.
+
+        Args:
+            edges: nodes; the rows of the edge in place k have group k.
+            num_clients: of each edge; one without any sends nothing.
+            after: the row that each edge's tables wait for.
+        """
+        rows, telling = [np.zeros(0, np.int64)], np.flatnonzero(num_clients)
         columns = self._inquiry.fingerprint_columns(self._setting.shape.hidden_size)
-        if columns:
-            size = table_num_bytes(num_clients, columns)
-            rows += self._message(edge, cloud, Role.FINGERPRINT, size, after=after).tolist()
-        if self._inquiry.trust is not None:
-            size = table_num_bytes(num_clients, TRUST_COLUMNS)
-            rows += self._message(edge, cloud, Role.CONTROL, size, after=after).tolist()
+        for role, width in ((Role.FINGERPRINT, columns), (Role.CONTROL, self._num_standings)):
+            if width:
+                size = table_num_bytes(num_clients[telling], width)
+                rows.append(self._message(edges[telling], self._setting.cloud, role, size, telling, after[telling]))
+        return np.concatenate(rows)
+
+    def tell_edges(self, edges: Ints, num_clients: Ints) -> Ints:
+        """Send edges the standings of so many clients; returns a row each, -1 where nothing is sent."""
+        rows, told = np.full(len(edges), -1, np.int64), np.flatnonzero(num_clients)
+        if self._num_standings:
+            size = table_num_bytes(num_clients[told], self._num_standings)
+            rows[told] = self._message(self._setting.cloud, edges[told], Role.CONTROL, size, told)
         return rows
 
-    def tell_edge(self, edge: int, num_clients: int) -> int:
-        """Send an edge the standings of so many clients; returns the row, -1 where nothing is sent."""
-        if self._inquiry.trust is None or num_clients == 0:
-            return -1
-        size = table_num_bytes(num_clients, TRUST_COLUMNS)
-        (row,) = self._message(self._setting.cloud, edge, Role.CONTROL, size, after=-1)
-        return int(row)
+    @property
+    def _num_standings(self) -> int:
+        """Columns of a table of standings; 0 where nobody is judged."""
+        return TRUST_COLUMNS if self._inquiry.trust is not None else 0
 
-    def _message(self, source: int, target: int, role: Role, size: int, *, after: int) -> Ints:
+    def _message(
+        self,
+        source: npt.ArrayLike,
+        target: npt.ArrayLike,
+        role: Role,
+        size: npt.ArrayLike,
+        group: Ints,
+        after: Any = (),
+    ) -> Ints:
         return self._builder.transfers(
             client=-1,
             source=source,
             target=target,
             label=role,
             num_bytes=size,
-            uncompressed_bytes=size - HEADER_BYTES,
+            uncompressed_bytes=np.asarray(size) - HEADER_BYTES,
+            group=group,
             after=after,
         )
 
@@ -155,13 +178,19 @@ class ProbeSteps:
             num_bytes=size,
             uncompressed_bytes=size - HEADER_BYTES,
             work=members.items,
+            group=members.groups,
             after=after,
         )
 
     def _compute(self, members: Members, node: Ints, part: Part, ordinal: int, after: Ints) -> Ints:
-        flops = [self._piece_flops(split, part, ordinal) for split in members.splits]
         return self._builder.computations(
-            node=node, client=members.clients, label=Stage.PROBING, flops=flops, work=members.items, after=after
+            node=node,
+            client=members.clients,
+            label=Stage.PROBING,
+            flops=members.of_split(lambda split: self._piece_flops(split, part, ordinal)),
+            work=members.items,
+            group=members.groups,
+            after=after,
         )
 
     def _piece_flops(self, split: Split, part: Part, ordinal: int) -> int:

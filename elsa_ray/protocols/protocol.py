@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -143,14 +144,26 @@ class Protocol(ABC):
         """Return who computes what and who sends what in the next round, in exact FLOPs and bytes."""
 
     def sample(self, state: ProtocolState, world_state: WorldState, parked: Sequence[int]) -> Ints:
-        """Return the clients of the next round, in order: as configured, without parked and still busy ones."""
+        """Return the clients of the next round, in order: as configured, of those that can take part.
+
+        Neither parked nor busy clients can, nor those that are not there.
+        """
+        over_sample = self.setting.config.world.round_policy.over_sample or 1.0
+        away = [] if world_state.present is None else np.flatnonzero(~world_state.present).tolist()
         return sample_clients(
             self.setting.num_clients,
-            self.config.participation,
+            min(1.0, over_sample * self.config.participation),
             seed=self.setting.seed,
             round_index=state.round_index,
-            absent={*parked, *world_state.busy_clients},
+            absent={*parked, *world_state.busy_clients, *away},
         )
+
+    def quorum(self, num_members: int) -> int:
+        """Return how many of a gather's members close it by their arrival; 0 for all."""
+        policy = self.setting.config.world.round_policy
+        if policy.over_sample is not None:
+            return math.ceil(round(num_members / policy.over_sample, 9))
+        return 0 if policy.quorum is None else math.ceil(round(num_members * policy.quorum, 9))
 
     def conclude(
         self, state: ProtocolState, results: RoundResults, plan: Plan, timeline: Timeline
@@ -170,7 +183,7 @@ class Protocol(ABC):
             simulated_seconds=timeline.end_seconds,
             num_bytes=num_bytes,
             loaded_clients=state.loaded_clients | _newly_loaded(timeline),
-            loaded_nodes=state.loaded_nodes | {int(node) for node in plan.gathers.node},
+            loaded_nodes=state.loaded_nodes | ({int(node) for node in plan.gathers.node} - timeline.lost_nodes),
         )
         report = RoundReport(
             round_index=state.round_index,

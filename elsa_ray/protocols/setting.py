@@ -12,6 +12,7 @@ from elsa_ray.config.misbehaviour import Misbehaviour
 from elsa_ray.model.adapters import AdapterLayout
 from elsa_ray.model.shape import ModelShape
 from elsa_ray.network.graph import Network
+from elsa_ray.network.models import NetworkModel, find_model
 from elsa_ray.network.routes import Router
 from elsa_ray.tasks.task import Task
 from elsa_ray.training.inquiry import Inquiry
@@ -49,6 +50,11 @@ class Setting:
         return self.config.seed
 
     @property
+    def network_model(self) -> NetworkModel:
+        """How transfers use the network."""
+        return find_model(self.config.world.network, "world.network")
+
+    @property
     def num_clients(self) -> int:
         """Clients of the topology."""
         return len(self.network.clients)
@@ -70,4 +76,4 @@ class Setting:
     @property
     def num_examples(self) -> npt.NDArray[np.int64]:
         """Examples of each client."""
-        return np.array([len(indices) for indices in self.task.partition], np.int64)
+        return self.task.partition.counts

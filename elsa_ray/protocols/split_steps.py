@@ -1,11 +1,11 @@
-"""Plans the training steps of one edge's members: five computations and four messages each, in all members at once.
+"""Plans the members' training steps: five computations and four messages each, in all members at once.
 
 Shapes: W work items (the members), T steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,8 +14,10 @@ from elsa_ray.model.cost import StepFlops, step_flops
 from elsa_ray.model.split import Split
 from elsa_ray.protocols.local_work import LocalWork, calibration_sizes
 from elsa_ray.protocols.setting import Setting
-from elsa_ray.world.plan import Ints, PlanBuilder, Stage
+from elsa_ray.world.plan import Bools, Ints, PlanBuilder, Stage
 from elsa_ray.world.roles import Role
+
+Rows = Ints | slice
 
 _FLOPS = {
     Stage.FRONT_FORWARD: lambda flops: flops.front_forward,
@@ -28,21 +30,36 @@ _FLOPS = {
 
 @dataclass(frozen=True)
 class Members:
-    """The members of an edge that train in one edge round.
+    """The clients that train in one edge round, edge after edge.
 
     Attributes:
-        edge: the edge's node.
+        edges: node of each member's edge [W].
+        groups: of the plan's rows, one for each edge [W].
         clients, nodes, items: indices, nodes and rows of the work items [W].
-        splits: of each.
+        splits: the different ones.
+        split_W: which of them each member has.
         calibrates_W: whose codecs are calibrated anew.
     """
 
-    edge: int
+    edges: Ints
+    groups: Ints
     clients: Ints
     nodes: Ints
     items: Ints
     splits: Sequence[Split]
-    calibrates_W: np.ndarray
+    split_W: Ints
+    calibrates_W: Bools
+
+    def of_split(self, figure: Callable[[Split], int]) -> Ints:
+        """Return a figure of each member's split [W]."""
+        return np.array([figure(split) for split in self.splits], np.int64)[self.split_W]
+
+
+def distinct(splits: Sequence[Split]) -> tuple[tuple[Split, ...], Ints]:
+    """Return the different splits, in order of first use, and which of them each is."""
+    number_of: dict[Split, int] = {}
+    numbers = [number_of.setdefault(split, len(number_of)) for split in splits]
+    return tuple(number_of), np.array(numbers, np.int64)
 
 
 class SplitSteps:
@@ -66,8 +83,9 @@ class SplitSteps:
         """Add all steps behind the rows ``after``; returns the members' last rows."""
         last, up_sizes, down_sizes = after.copy(), *calibration_sizes(self._setting)
         for step in range(self._work.length_WT.shape[1]):
-            active = np.flatnonzero(step < self._work.num_steps_W)
-            nodes, edge = self._members.nodes[active], np.full(len(active), self._members.edge)
+            goes_on = step < self._work.num_steps_W
+            active: Rows = slice(None) if goes_on.all() else np.flatnonzero(goes_on)
+            nodes, edge = self._members.nodes[active], self._members.edges[active]
             row = self._compute(Stage.FRONT_FORWARD, nodes, active, step, last[active])
             row = self._calibrate(up_sizes, nodes, edge, active, step, row)
             row = self._send(Role.ACTIVATION_UP, nodes, edge, active, step, row)
@@ -85,13 +103,15 @@ class SplitSteps:
         """Return the FLOPs [W, T] of a stage, each member by its own split."""
         setting, work = self._setting, self._work
         flops_WT = np.zeros_like(work.batch_WT)
-        for split in dict.fromkeys(self._members.splits):
-            own = np.array([other == split for other in self._members.splits])
+        for number, split in enumerate(self._members.splits):
+            own: Rows = (
+                np.flatnonzero(self._members.split_W == number) if len(self._members.splits) > 1 else slice(None)
+            )
             step: StepFlops = step_flops(setting.shape, setting.layout, split)
             flops_WT[own] = _FLOPS[stage](step).total(work.batch_WT[own], work.length_WT[own])
         return flops_WT
 
-    def _compute(self, stage: Stage, node: Ints, active: Ints, step: int, after: Ints) -> Ints:
+    def _compute(self, stage: Stage, node: Ints, active: Rows, step: int, after: Ints) -> Ints:
         return self._builder.computations(
             node=node,
             client=self._members.clients[active],
@@ -99,11 +119,12 @@ class SplitSteps:
             step=step,
             flops=self._flops[stage][active, step],
             work=self._members.items[active],
+            group=self._members.groups[active],
             after=after,
         )
 
     def _calibrate(
-        self, sizes: Sequence[tuple[Role, int]], source: Ints, target: Ints, active: Ints, step: int, after: Ints
+        self, sizes: Sequence[tuple[Role, int]], source: Ints, target: Ints, active: Rows, step: int, after: Ints
     ) -> Ints:
         """Add the keys and bases that go in front of the first message of a cut."""
         chosen = np.flatnonzero(self._members.calibrates_W[active])
@@ -121,11 +142,12 @@ class SplitSteps:
                 # Without a codec none of this would be sent at all.
                 uncompressed_bytes=0,
                 work=self._members.items[active][chosen],
+                group=self._members.groups[active][chosen],
                 after=last[chosen],
             )
         return last
 
-    def _send(self, role: Role, source: Ints, target: Ints, active: Ints, step: int, after: Ints) -> Ints:
+    def _send(self, role: Role, source: Ints, target: Ints, active: Rows, step: int, after: Ints) -> Ints:
         return self._builder.transfers(
             client=self._members.clients[active],
             source=source,
@@ -135,5 +157,6 @@ class SplitSteps:
             num_bytes=self._bytes[role][active, step],
             uncompressed_bytes=self._uncompressed[active, step],
             work=self._members.items[active],
+            group=self._members.groups[active],
             after=after,
         )

@@ -13,11 +13,13 @@ from rich.table import Table
 
 from elsa_ray.config.topology import HierarchicalTopology
 from elsa_ray.protocols.setting import Setting
+from elsa_ray.records.answers import TextTable, all_tables, short_tables
 from elsa_ray.records.assumptions import device_text, links_text
 from elsa_ray.records.human import (
     codec_name,
     data_name,
     human_bytes,
+    human_flops,
     human_joules,
     human_number,
     human_ratio,
@@ -26,6 +28,7 @@ from elsa_ray.records.human import (
     split_name,
 )
 from elsa_ray.records.round import Round
+from elsa_ray.tasks.task import Task
 
 
 class RunProgress:
@@ -109,7 +112,7 @@ def print_start(setting: Setting, console: Console) -> None:
         "model": f"{task.backbone.name}: {setting.shape.num_layers} blocks, "
         f"{setting.shape.num_parameters:,} parameters, "
         f"LoRA of rank {setting.layout.rank}, split {split_name(config)}",
-        "data": f"{data_name(config)}: {len(task.train):,} training and {len(task.test):,} test texts, {learns}",
+        "data": f"{data_name(config)}: {_amount(task)}, {learns}",
         "network": f"{setting.num_clients} clients, {len(setting.network.edges)} edges; {links}",
         "client": _clients_text(setting),
         "edge": f"{device_text(setting.fleet.edge)}; {config.world.edges.slots} slots",
@@ -120,21 +123,33 @@ def print_start(setting: Setting, console: Console) -> None:
     _print_rows(rows, f"elsa-ray: {config.name}", console)
 
 
+def _amount(task: Task) -> str:
+    if task.planned_length is not None:
+        return f"{task.partition.num_examples:,} in all, each {task.planned_length} tokens"
+    return f"{len(task.train):,} training and {len(task.test):,} test texts"
+
+
 def _clients_text(setting: Setting) -> str:
-    kinds = setting.fleet.kinds()
+    kinds, capacities = setting.fleet.kinds(), setting.config.world.clients.capacities
+    if capacities is not None:
+        rates = [device.flops_per_second for device in setting.fleet.clients]
+        return f"from {capacities.file}: {human_flops(min(rates))} to {human_flops(max(rates))}"
     if len(kinds) == 1:
         return device_text(next(iter(kinds)))
     return "\n".join(f"{number} × {device_text(device)}" for device, number in kinds.items())
 
 
 def print_summary(summary: Mapping[str, Any], folder: Path, console: Console) -> None:
-    """Show the end of a run.
+    """Show the end of a run: of a plan with all tables of its breakdown, else with those that say why it took so long.
 
     Args:
         summary: as ``make_summary`` returns it.
         folder: the run's.
         console: where to.
     """
+    tables = all_tables(summary) if summary["executor"] == "none" else short_tables(summary)
+    for table in tables:
+        _print_table(table, console)
     metrics = summary["metrics"]
     rows = {"ended by": f"{summary['stop_reason']}, after {summary['rounds_completed']} rounds"}
     if summary["accuracy"] is not None:
@@ -168,3 +183,14 @@ def _print_rows(rows: Mapping[str, str], title: str, console: Console) -> None:
     for name, value in rows.items():
         table.add_row(name, escape(value))
     console.print(table, highlight=False)
+
+
+def _print_table(text: TextTable, console: Console) -> None:
+    table = Table(title=text.title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for number, title in enumerate(text.header):
+        table.add_column(title, justify="left" if number < text.num_texts else "right", header_style="dim")
+    for row in text.rows:
+        table.add_row(*map(escape, row))
+    console.print()
+    console.print(table, highlight=False)
+    console.print(text.note, style="dim", markup=False, highlight=False)

@@ -11,6 +11,7 @@ from elsa_ray.clustering.trust import Decision
 from elsa_ray.network.graph import Network
 from elsa_ray.protocols.protocol import RoundReport
 from elsa_ray.records.line import uncompressed_bytes
+from elsa_ray.world.incidents import IncidentKind
 from elsa_ray.world.plan import ActivityKind, Floats, Ints, Plan, Stage, WorkKey
 from elsa_ray.world.roles import Role
 from elsa_ray.world.timeline import Outcome, Timeline
@@ -104,6 +105,7 @@ _EVENT_NAMES = [
     "client_on_probation",
     "client_restored",
     "client_moved",
+    *(kind.label for kind in IncidentKind),
     "work_dropped",
     "work_skipped",
     "work_late",
@@ -112,9 +114,9 @@ _EVENT_NAMES = [
 _EVENT = {name: number for number, name in enumerate(_EVENT_NAMES)}
 _NO_NODE = -1
 
-# The order within one instant: what was under way ends, then what begins (and takes no time) in the order of the rows,
-# then what is broken off, then what is said about work and round.
-_ENDING, _BEGINNING, _BREAKING, _TELLING = range(4)
+# The order within one instant: what was under way ends, the world turns, then what begins (and takes no time) in the
+# order of the rows, then what is broken off, then what is said about work and round.
+_ENDING, _TURNING, _BEGINNING, _BREAKING, _TELLING = range(5)
 
 
 class _Log:
@@ -165,6 +167,7 @@ def events_table(
     log = _Log()
     _add_activities(log, plan, timeline)
     details = [*_ROLE_LABELS, *_STAGE_LABELS]
+    causes = [cause.label for cause in timeline.causes]
     log.add(
         _EVENT["client_parked"],
         timeline.begin_seconds,
@@ -173,10 +176,11 @@ def events_table(
         sequence=np.arange(len(plan.parked_clients)),
         node=network.clients[np.array(plan.parked_clients, np.int64)],
     )
-    _add_work(log, details, timeline, network, "work_dropped", timeline.dropped, Outcome.DROPPED)
-    _add_work(log, details, timeline, network, "work_skipped", timeline.skipped, Outcome.SKIPPED)
-    _add_work(log, details, timeline, network, "work_late", timeline.pending, None)
-    _add_work(log, details, timeline, network, "client_failed", failed, None)
+    _add_incidents(log, details, timeline)
+    _add_work(log, details, timeline, network, "work_dropped", timeline.dropped, timeline.dropped_seconds, causes)
+    _add_work(log, details, timeline, network, "work_skipped", timeline.skipped, _skipped_seconds(timeline))
+    _add_work(log, details, timeline, network, "work_late", timeline.pending)
+    _add_work(log, details, timeline, network, "client_failed", failed)
     if report is not None:
         _add_decisions(log, details, timeline, network, report)
     log.add(_EVENT["round_end"], timeline.end_seconds, order=_TELLING + 1)
@@ -252,6 +256,30 @@ def _add_decisions(log: _Log, details: list[str], timeline: Timeline, network: N
         )
 
 
+def _add_incidents(log: _Log, details: list[str], timeline: Timeline) -> None:
+    """Add what befell links, nodes and clients."""
+    rows = timeline.incidents.rows
+    log.add(
+        _EVENT[IncidentKind(0).label] + rows.kind,
+        rows.seconds,
+        order=_TURNING,
+        sequence=np.arange(len(rows)),
+        node=rows.node,
+        client=rows.client,
+        detail=len(details) + rows.detail,
+    )
+    details.extend(timeline.incidents.details)
+
+
+def _skipped_seconds(timeline: Timeline) -> Floats:
+    """Return when each skipped work item was given up: when its rows were."""
+    end_of_work = np.full(len(timeline.work), timeline.end_seconds)
+    rows = np.flatnonzero((timeline.activities.work >= 0) & (timeline.outcome == Outcome.SKIPPED))
+    end_of_work[timeline.activities.work[rows]] = timeline.finish_seconds[rows]
+    row_of_key = {timeline.work.key(row): row for row in range(len(timeline.work))}
+    return np.array([end_of_work[row_of_key[key]] for key in timeline.skipped], np.float64)
+
+
 def _add_work(
     log: _Log,
     details: list[str],
@@ -259,19 +287,17 @@ def _add_work(
     network: Network,
     event: str,
     keys: Sequence[WorkKey],
-    outcome: Outcome | None,
+    seconds: Floats | None = None,
+    reasons: Sequence[str] = (),
 ) -> None:
-    """Add one event a work item: when its rows got this outcome, or else at the round's end."""
+    """Add one event a work item, at its time or else at the round's end, with its reason if there is one."""
     if not keys:
         return
-    end_of_work = np.full(len(timeline.work), timeline.end_seconds)
-    if outcome is not None:
-        rows = np.flatnonzero((timeline.activities.work >= 0) & (timeline.outcome == outcome))
-        end_of_work[timeline.activities.work[rows]] = timeline.finish_seconds[rows]
-    row_of_key = {timeline.work.key(row): row for row in range(len(timeline.work))}
-    seconds = np.array([end_of_work[row_of_key[key]] for key in keys], np.float64)
+    seconds = np.full(len(keys), timeline.end_seconds) if seconds is None else seconds
     clients = np.array([key.client for key in keys], np.int64)
     names = [f"round {key.round_index}, edge_round {key.edge_round}" for key in keys]
+    if reasons:
+        names = [f"{name}: {reason}" for name, reason in zip(names, reasons, strict=True)]
     number_of_name = {name: len(details) + number for number, name in enumerate(dict.fromkeys(names))}
     details.extend(number_of_name)
     log.add(

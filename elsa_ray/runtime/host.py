@@ -134,14 +134,16 @@ class ModelHost:
         return edge_cohort.memories() if remembers else [CutMemory()] * len(cohort.members)
 
     def gather(self, round_index: int, job: GatherJob) -> None:
-        """Aggregate what has arrived at a node, in client order, weighted by examples and trust.
+        """Aggregate what has arrived at a node, in client order, weighted by examples, staleness and trust.
 
         Nothing changes without any weight.
         """
         before = VersionKey(round_index, job.edge_round, job.node)
         results = [self._results.pop(key) for key in job.arrivals]
         factors = self._judge(round_index, job.arrivals)
-        weights = [own * factor for (_, own), factor in zip(results, factors, strict=True)]
+        weights = [
+            own * discount * factor for (_, own), discount, factor in zip(results, job.discounts, factors, strict=True)
+        ]
         model = self._versions[before]
         if sum(weights) > 0:
             model = weighted_mean([adapters for adapters, _ in results], weights)

@@ -12,6 +12,7 @@ from functools import cache
 
 import numpy as np
 
+from elsa_ray.aggregation.staleness import staleness_discount
 from elsa_ray.codecs.wire import HEADER_BYTES
 from elsa_ray.model.cost import blocks_num_bytes, frozen_num_bytes
 from elsa_ray.model.split import Part, Split
@@ -34,11 +35,19 @@ CLOUD = "cloud"
 
 @dataclass(frozen=True)
 class GatherJob:
-    """An aggregation at a node: the work that it takes, in client order."""
+    """An aggregation at a node.
+
+    Attributes:
+        node: where.
+        edge_round: its ordinal there.
+        arrivals: the work that it takes, in client order.
+        discounts: factor of the weight of each, for staleness.
+    """
 
     node: int
     edge_round: int
     arrivals: tuple[WorkKey, ...]
+    discounts: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -164,8 +173,9 @@ def host_names(setting: Setting) -> list[str]:
 def round_job(setting: Setting, plan: Plan, timeline: Timeline) -> RoundJob:
     """Return what survives of a plan, as work: only what has arrived at a gather is trained."""
     gathers = [
-        GatherJob(int(plan.gathers.node[g]), int(plan.gathers.edge_round[g]), timeline.arrivals[g])
+        _gather_job(setting, plan, timeline, g)
         for g in range(len(plan.gathers))
+        if int(plan.gathers.node[g]) not in timeline.lost_nodes
     ]
     members = _members(setting, timeline, gathers)
     gathers_of_host: dict[str, list[GatherJob]] = {}
@@ -190,6 +200,16 @@ def round_job(setting: Setting, plan: Plan, timeline: Timeline) -> RoundJob:
         _notices(setting, timeline),
         _tested_split(setting, plan),
     )
+
+
+def _gather_job(setting: Setting, plan: Plan, timeline: Timeline, gather: int) -> GatherJob:
+    node, edge_round = int(plan.gathers.node[gather]), int(plan.gathers.edge_round[gather])
+    edge_rounds, rule = getattr(setting.config.protocol, "edge_rounds", 1), setting.config.world.round_policy.staleness
+    discounts = []
+    for key in timeline.arrivals[gather]:
+        staleness = (plan.round_index - key.round_index) * edge_rounds + edge_round - key.edge_round
+        discounts.append(staleness_discount(rule, staleness))
+    return GatherJob(node, edge_round, timeline.arrivals[gather], tuple(discounts))
 
 
 def _tested_split(setting: Setting, plan: Plan) -> Split | None:

@@ -8,6 +8,7 @@ Shapes: N members, d projected width, P numbers of a fingerprint, d + d(d+1)/2 i
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,10 +24,11 @@ from elsa_ray.world.roles import Role
 _PLAIN = CodecChain([], "fp32")
 _NUMBER_BYTES = 4
 TRUST_COLUMNS = 4
+Count = TypeVar("Count", int, npt.NDArray[np.int64])
 
 
-def table_num_bytes(num_rows: int, num_columns: int) -> int:
-    """Return the size of a table, header included."""
+def table_num_bytes(num_rows: Count, num_columns: int) -> Count:
+    """Return the size of a table, header included; of many tables their sizes."""
     return HEADER_BYTES + num_rows * num_columns * _NUMBER_BYTES
 
 

@@ -1,38 +1,61 @@
 """Plays a plan: a discrete-event simulation on SimPy of transfers, computations and gathers.
 
-Everything that falls on one instant is handled together, in the order of the rows: first what ends, then deadlines,
-then what may start. So the log does not depend on the order in which equal times were scheduled.
+Everything that falls on one instant is handled together, in the order of the rows: first what ends, then turns of the
+world (faults, clients that go off), then deadlines and quorums, then what may start. So the log does not depend on the
+order in which equal times were scheduled.
 """
 
 from __future__ import annotations
 
-import heapq
 import math
+from array import array
 from collections import Counter, defaultdict
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 from enum import IntEnum
+from heapq import heappop, heappush
 from typing import Protocol
 
 import numpy as np
 import simpy
 
-from elsa_ray.network.sharing import SAME_INSTANT, FluidSharing
+from elsa_ray.network.schedule import CapacitySchedule, PiecewiseConstant
+from elsa_ray.network.sharing import SAME_INSTANT
 from elsa_ray.world.compute import ComputeSlots
+from elsa_ray.world.disturbances import UNDISTURBED, Disturbances
+from elsa_ray.world.faults import Spell, Target, capacity_factors
+from elsa_ray.world.incidents import IncidentKind, IncidentLog
 from elsa_ray.world.plan import Activities, ActivityKind, Floats, Ints, Plan, WorkItems, WorkKey
+from elsa_ray.world.roles import Role
+from elsa_ray.world.rows import Rows
 from elsa_ray.world.timeline import Outcome, Timeline, WorldState
+from elsa_ray.world.troubles import Cause, Troubles
+from elsa_ray.world.turns import TurnKind, Turns
 
 
 class Path(Protocol):
-    """The way of a transfer: the capacities it draws from, and the sum of its links' latencies."""
+    """The way of a transfer, as a model of the network has it (``network.models.Way``)."""
 
     @property
     def capacities(self) -> Sequence[int]:
         """Indices of the capacities; one that is crossed twice occurs twice."""
 
     @property
+    def coefficients(self) -> Sequence[float] | None:
+        """What a byte takes of each of them; None is 1."""
+
+    @property
     def latency_seconds(self) -> float:
-        """Sum over the links."""
+        """Before the first byte flows."""
+
+    @property
+    def weight(self) -> float:
+        """Its share of a contended capacity, relative to others'."""
+
+    @property
+    def bound_bytes_per_second(self) -> float:
+        """What it cannot exceed."""
 
 
 class Phase(IntEnum):
@@ -55,16 +78,30 @@ class Field:
         capacity_bytes_per_second: by capacity index.
         flops_per_second: of one slot, by node index.
         slots: computations at once, by node index.
+        client_nodes: node index by client; needed only where clients go off.
+        bandwidths: bytes per second over time, of the capacities that have a schedule.
+        usable_part: of each capacity, what payloads can use.
     """
 
     find_path: Callable[[int, int], Path]
     capacity_bytes_per_second: Sequence[float]
     flops_per_second: Sequence[float]
     slots: Sequence[int]
+    client_nodes: Sequence[int] = ()
+    bandwidths: Mapping[int, PiecewiseConstant] = dataclass_field(default_factory=dict)
+    usable_part: float = 1.0
 
 
-def play(plan: Plan, state: WorldState, field: Field) -> tuple[Timeline, WorldState]:
+def play(
+    plan: Plan, state: WorldState, field: Field, disturbances: Disturbances = UNDISTURBED
+) -> tuple[Timeline, WorldState]:
     """Play one round on top of what still goes on, and stop when the plan's last gather has closed.
+
+    Args:
+        plan: of the round.
+        state: of the world before it.
+        field: what does not change.
+        disturbances: faults and the like.
 
     Returns:
         The timeline of all activities of the state and the plan, and the state after the round.
@@ -72,60 +109,81 @@ def play(plan: Plan, state: WorldState, field: Field) -> tuple[Timeline, WorldSt
     Raises:
         RuntimeError: the plan can never end (a dependency without end), which is a protocol's mistake.
     """
-    player = _Player(plan, state, field)
+    player = _Player(plan, state, field, disturbances)
     environment = simpy.Environment(initial_time=state.clock_seconds)
     environment.run(environment.process(player.run(environment)))
     return player.timeline(), player.state()
 
 
-class _Player:
-    """One playing of one plan. Lists are indexed by the merged row: carried over first, then the plan's."""
+_TRANSFER, _COMPUTE, _GATHER = (int(kind) for kind in ActivityKind)
+_WAITING, _QUEUED, _LATENCY, _FLOWING, _COMPUTING, _ENDED = (int(phase) for phase in Phase)
+_ENDS_WORK, _OPENS_GATHERS, _TROUBLED = 1, 2, 4
 
-    def __init__(self, plan: Plan, state: WorldState, field: Field) -> None:
+
+class _Player:
+    """One playing of one plan; rows are the merged ones of ``Rows``.
+
+    What happens at an instant, and in which order, is ``_handle_instant``. How long a row takes is decided when it
+    starts: ``_start_transfer`` and ``_fill_slots``. ``_abandon`` stops all that a work item still does.
+    """
+
+    def __init__(self, plan: Plan, state: WorldState, field: Field, disturbances: Disturbances) -> None:
         self._plan, self._before, self._field = plan, state, field
-        self._offset = len(state.activities)
-        self._work = _merged_work(state, plan)
-        self._rows = _merged_activities(state, plan)
-        count = len(self._rows)
-        # Plain lists: single elements of numpy arrays are slow to read.
-        self._kind, self._of_work = self._rows.kind.tolist(), self._rows.work.tolist()
-        self._source, self._target = self._rows.source.tolist(), self._rows.target.tolist()
-        self._num_bytes, self._flops = self._rows.num_bytes.tolist(), self._rows.flops.tolist()
-        self._phase = [Phase.WAITING] * count
-        self._outcome = [Outcome.PENDING] * count
-        self._start, self._finish = [np.nan] * count, [np.nan] * count
-        self._carried_bytes = [0] * count
-        self._link_dependencies(count)
-        self._rows_of_work: dict[int, list[int]] = defaultdict(list)
-        for row, work in enumerate(self._of_work):
-            if work >= 0:
-                self._rows_of_work[work].append(row)
-        self._unfinished_at: dict[int, set[int]] = defaultdict(set)
-        for work in self._rows_of_work:
-            self._unfinished_at[self._destination(work)].add(work)
-        self._abandoned: dict[Outcome, list[WorkKey]] = {Outcome.DROPPED: [], Outcome.SKIPPED: []}
+        self._rows = rows = Rows(state, plan, field.flops_per_second, disturbances.troubles)
+        count = len(rows)
+        self._phase, self._outcome = bytearray(count), bytearray([Outcome.PENDING]) * count
+        self._start, self._finish = (array("d", [math.nan]) * count for _ in range(2))
+        self._waits_for = rows.waits_for
+        self._broken_off_bytes: dict[int, int] = {}  # what the links carried of a transfer before it was stopped
+        self._notable = bytearray(count)
+        self._unfinished_at = self._unfinished_work()
+        self._dropped: list[tuple[WorkKey, Cause, float]] = []
+        self._skipped: list[WorkKey] = []
         self._inbox: dict[int, list[WorkKey]] = defaultdict(list)
         for node, key in state.inbox:
             self._inbox[node].append(key)
-        self._gather_of_row = {int(row) + self._offset: g for g, row in enumerate(plan.gathers.activity)}
+        self._gather_of_row = {int(row) + rows.offset: g for g, row in enumerate(plan.gathers.activity)}
         self._gathers_opened_by: dict[int, list[int]] = defaultdict(list)
         for gather, opener in enumerate(plan.gathers.opener.tolist()):
-            self._gathers_opened_by[opener + self._offset if opener >= 0 else -1].append(gather)
+            opening_row = opener + rows.offset if opener >= 0 else -1
+            self._gathers_opened_by[opening_row].append(gather)
+            if opening_row >= 0:
+                self._notable[opening_row] |= _OPENS_GATHERS
+        self._late_for: dict[int, list[int]] = defaultdict(list)  # gathers that wait for a row beyond the plan
         self._num_members = Counter(plan.work.gather.tolist())
+        self._quorum_left = plan.gathers.quorum.tolist()  # 0 where there is none
         self._arrivals: list[tuple[WorkKey, ...]] = [()] * len(plan.gathers)
-        self._links = FluidSharing(field.capacity_bytes_per_second)
+        schedule = CapacitySchedule(
+            field.capacity_bytes_per_second,
+            field.bandwidths,
+            capacity_factors(disturbances.spells),
+            usable_part=field.usable_part,
+        )
+        self._links = schedule.sharing(state.clock_seconds)
+        self._capacity_changes = schedule.changes(state.clock_seconds)
         self._slots = ComputeSlots(field.slots)
         self._timers: list[tuple[float, int]] = []
         self._deadlines: list[tuple[float, int]] = []
         self._ready: list[int] = []
+        self._spells = disturbances.spells
+        self._turns = Turns(disturbances, rows.work.client, state.settled_seconds)
+        self._silent: Counter[int] = Counter()  # nodes that do not answer, by how many faults
+        self._held: list[int] = []  # gathers that are due while their node does not answer
+        self._lost_nodes: set[int] = set()
+        self._incidents = IncidentLog()
+        self._spoilt, self._resent = self._mark_troubles(rows.troubles)
         self._now = state.clock_seconds
         self._over = False
 
     def run(self, environment: simpy.Environment) -> Generator[simpy.Event, None, None]:
         """Advance the clock from instant to instant until the last gather has closed."""
         self._resume()
+        self._resume_spells()
         self._open_gathers(-1)
-        self._ready = [row for row, left in enumerate(self._waits_for) if left == 0]
+        waits_for = np.frombuffer(self._waits_for, np.intc)
+        self._ready = np.flatnonzero(waits_for == 0).tolist()
+        del waits_for
+        self._take_turns(self._now)
         self._start_ready()
         while not self._over:
             instant = self._next_instant()
@@ -137,96 +195,135 @@ class _Player:
             self._handle_instant()
 
     def _handle_instant(self) -> None:
+        """Let end what ends now, turn the world, close what is due, and start what may start."""
         limit = self._now * (1 + SAME_INSTANT)
-        flowed = [row for row, _ in self._links.complete_until(self._now)]
-        for row in sorted(flowed + _pop_due(self._timers, limit)):
-            if self._phase[row] is Phase.LATENCY:
-                self._start_flow(row, self._num_bytes[row])
-            elif self._phase[row] is not Phase.ENDED:
+        due = [row for row, _ in self._links.complete_until(self._now)]
+        due += _pop_due(self._timers, limit)
+        if len(due) > 1:
+            due.sort()
+        for row in due:
+            phase = self._phase[row]
+            if phase == _LATENCY:
+                self._start_flow(row, self._rows.num_bytes[row])
+            elif phase != _ENDED:
                 self._end(row)
+        self._take_turns(limit)
+        for capacity, bytes_per_second in self._capacity_changes.pop_until(self._now):
+            self._links.set_capacity(capacity, bytes_per_second, self._now)
         for row in sorted(_pop_due(self._deadlines, limit)):
             self._close(row)
         self._start_ready()
 
     def _next_instant(self) -> float | None:
         times = [heap[0][0] for heap in (self._timers, self._deadlines) if heap]
-        flow = self._links.next_completion()
-        return min([*times, flow] if flow is not None else times, default=None)
+        others = (self._links.next_completion(), self._turns.next_seconds, self._capacity_changes.next_seconds)
+        times += [seconds for seconds in others if seconds is not None]
+        return min(times, default=None)
 
     def _start_ready(self) -> None:
         """Start what waits for nothing any more, in the order of the rows, then fill freed slots."""
         while self._ready:
-            row = heapq.heappop(self._ready)
+            row = heappop(self._ready)
             # A gather that lost its last own member to skipping may by now wait for late work.
-            if self._phase[row] is not Phase.WAITING or self._waits_for[row] > 0:
+            if self._phase[row] != _WAITING or self._waits_for[row] > 0:
                 continue
-            if self._kind[row] == ActivityKind.GATHER:
-                self._close(row)
-            elif self._kind[row] == ActivityKind.TRANSFER:
+            kind = self._rows.kind[row]
+            if kind == _COMPUTE:
+                self._phase[row] = _QUEUED
+                self._slots.enqueue(self._rows.source[row], row, self._now)
+            elif kind == _TRANSFER:
                 self._start_transfer(row)
             else:
-                self._phase[row] = Phase.QUEUED
-                self._slots.enqueue(self._source[row], row, self._now)
+                self._close(row)
         self._fill_slots()
 
     def _start_transfer(self, row: int) -> None:
         self._start[row] = self._now
-        if self._source[row] == self._target[row]:
+        source, target = self._rows.source[row], self._rows.target[row]
+        if source == target:
             self._end(row)
-            return
-        path = self._field.find_path(self._source[row], self._target[row])
-        if path.latency_seconds > 0:
-            self._phase[row] = Phase.LATENCY
-            heapq.heappush(self._timers, (self._now + path.latency_seconds, row))
         else:
-            self._start_flow(row, self._num_bytes[row])
+            self._send(row)
+
+    def _send(self, row: int) -> None:
+        """Put a transfer on its way, for the first time or once more."""
+        latency_seconds = self._field.find_path(self._rows.source[row], self._rows.target[row]).latency_seconds
+        if latency_seconds > 0:
+            self._phase[row] = _LATENCY
+            heappush(self._timers, (self._now + latency_seconds, row))
+        else:
+            self._start_flow(row, self._rows.num_bytes[row])
 
     def _start_flow(self, row: int, num_bytes: float) -> None:
         if num_bytes == 0:
             self._end(row)
             return
-        self._phase[row] = Phase.FLOWING
-        path = self._field.find_path(self._source[row], self._target[row])
-        self._links.start(row, num_bytes, path.capacities, self._now)
+        self._phase[row] = _FLOWING
+        path = self._field.find_path(self._rows.source[row], self._rows.target[row])
+        self._links.start(
+            row,
+            num_bytes,
+            path.capacities,
+            self._now,
+            path.coefficients,
+            weight=path.weight,
+            bound_bytes_per_second=path.bound_bytes_per_second,
+        )
 
     def _fill_slots(self) -> None:
         for row in self._slots.take_startable():
             self._start[row] = self._now
-            self._phase[row] = Phase.COMPUTING
-            seconds = self._flops[row] / self._field.flops_per_second[self._source[row]]
-            heapq.heappush(self._timers, (self._now + seconds, row))
+            self._phase[row] = _COMPUTING
+            heappush(self._timers, (self._now + self._rows.compute_seconds[row], row))
 
     def _end(self, row: int) -> None:
         """Mark an activity as done and count it off at those that wait for it."""
-        if self._phase[row] is Phase.COMPUTING:
-            self._slots.release(self._source[row])
+        if self._phase[row] == _COMPUTING:
+            self._slots.release(self._rows.source[row])
+        notable = self._notable[row]
+        if notable & _TROUBLED and self._meet_trouble(row):
+            return
         self._settle(row, Outcome.DONE)
-        if self._kind[row] == ActivityKind.TRANSFER:
-            self._carried_bytes[row] = self._num_bytes[row]
-        work = self._of_work[row]
-        if work >= 0 and row == self._rows_of_work[work][-1]:
-            self._unfinished_at[self._target[row]].discard(work)
-            self._inbox[self._target[row]].append(self._work.key(work))
-        self._open_gathers(row)
+        if notable:
+            self._tell_gathers(row)
         self._release_successors(row)
 
+    def _tell_gathers(self, row: int) -> None:
+        """Deliver the work that a row ends, and open the gathers that it opens."""
+        if self._notable[row] & _ENDS_WORK:
+            work, node = self._rows.work_of[row], self._rows.target[row]
+            self._unfinished_at[node].discard(work)
+            self._inbox[node].append(self._rows.work.key(work))
+            self._count_for_quorum(int(self._rows.work.gather[work]))
+        if self._notable[row] & _OPENS_GATHERS:
+            self._open_gathers(row)
+
     def _settle(self, row: int, outcome: Outcome) -> None:
-        self._phase[row] = Phase.ENDED
+        self._phase[row] = _ENDED
         self._outcome[row] = outcome
         self._finish[row] = self._now
 
     def _release_successors(self, row: int) -> None:
-        for successor in self._successors[row]:
-            self._waits_for[successor] -= 1
-            if self._waits_for[successor] == 0 and self._phase[successor] is Phase.WAITING:
-                heapq.heappush(self._ready, successor)
+        waits_for = self._waits_for
+        for successor in self._successors(row):
+            left = waits_for[successor] = waits_for[successor] - 1
+            if left == 0 and self._phase[successor] == _WAITING:
+                heappush(self._ready, successor)
+
+    def _successors(self, row: int) -> Sequence[int]:
+        """Return the rows that wait for a row, those of the plan first."""
+        of_plan = self._rows.successors(row)
+        return [*of_plan, *self._late_for[row]] if row in self._late_for else of_plan
 
     def _close(self, row: int) -> None:
         """Close a gather: take what has arrived, deal with what is late, let the next round open."""
-        if self._phase[row] is Phase.ENDED:
+        if self._phase[row] == _ENDED:
             return
         gather = self._gather_of_row[row]
         node = int(self._plan.gathers.node[gather])
+        if self._silent[node] > 0:
+            self._held.append(row)
+            return
         self._arrivals[gather] = tuple(sorted(self._inbox.pop(node, ())))
         self._start[row] = self._now
         self._settle(row, Outcome.DONE)
@@ -241,54 +338,196 @@ class _Player:
         here = sorted(self._unfinished_at[node])
         late = [work for work in here if self._edge_round_in_plan(work) <= edge_round]
         if not self._plan.keep_late:
+            has_quorum = self._plan.gathers.quorum[gather] > 0 and self._quorum_left[gather] <= 0
             for work in late:
-                self._abandon(work, Outcome.DROPPED)
+                self._drop(work, Cause.QUORUM if has_quorum else Cause.DEADLINE)
             return
-        busy = {int(self._work.client[work]) for work in late}
+        busy = {int(self._rows.work.client[work]) for work in late}
         for work in here:
-            if self._edge_round_in_plan(work) == edge_round + 1 and int(self._work.client[work]) in busy:
+            if self._edge_round_in_plan(work) == edge_round + 1 and int(self._rows.work.client[work]) in busy:
+                self._skipped.append(self._rows.work.key(work))
                 self._abandon(work, Outcome.SKIPPED)
 
-    def _destination(self, work: int) -> int:
-        """Return the node that gathers the work: where its last activity, the upload, ends."""
-        return int(self._target[self._rows_of_work[work][-1]])
+    def _count_for_quorum(self, gather: int) -> None:
+        """Count the arrival of a gather's own member; the last one that is needed closes it at this instant."""
+        if gather >= 0 and self._quorum_left[gather] > 0:
+            self._quorum_left[gather] -= 1
+            if self._quorum_left[gather] == 0:
+                heappush(self._deadlines, (self._now, int(self._plan.gathers.activity[gather]) + self._rows.offset))
+
+    def _unfinished_work(self) -> dict[int, set[int]]:
+        """Return the work that goes on, by the node that gathers it: where its last activity ends."""
+        rows, unfinished = self._rows, defaultdict[int, set[int]](set)
+        for work in np.flatnonzero(rows.last_row_of_work >= 0).tolist():
+            last = int(rows.last_row_of_work[work])
+            unfinished[rows.target[last]].add(work)
+            self._notable[last] |= _ENDS_WORK
+        return unfinished
 
     def _edge_round_in_plan(self, work: int) -> int:
         """Return the edge round that waits for the work; -1 for work carried over from an earlier global round."""
-        gather = int(self._work.gather[work])
+        gather = int(self._rows.work.gather[work])
         return int(self._plan.gathers.edge_round[gather]) if gather >= 0 else -1
+
+    def _drop(self, work: int, cause: Cause) -> None:
+        """Give a work item up."""
+        self._dropped.append((self._rows.work.key(work), cause, self._now))
+        self._abandon(work, Outcome.DROPPED)
 
     def _abandon(self, work: int, outcome: Outcome) -> None:
         """Stop all activities of a work item; those that wait for it wait no longer."""
-        for row in self._rows_of_work[work]:
-            if self._phase[row] is Phase.ENDED:
-                continue
-            if self._phase[row] is Phase.FLOWING:
-                left = self._links.stop(row, self._now)
-                self._carried_bytes[row] = self._num_bytes[row] - round(left)
-            elif self._phase[row] is Phase.COMPUTING:
-                self._slots.release(self._source[row])
-            elif self._phase[row] is Phase.QUEUED:
-                self._slots.withdraw(self._source[row], row)
-            self._settle(row, outcome)
-            for successor in self._successors[row]:
-                if self._of_work[successor] != work:
-                    self._waits_for[successor] -= 1
-                    if self._waits_for[successor] == 0:
-                        heapq.heappush(self._ready, successor)
-        self._unfinished_at[self._destination(work)].discard(work)
-        self._num_members[int(self._work.gather[work])] -= 1
-        self._abandoned[outcome].append(self._work.key(work))
+        for row in self._rows.rows_of_work(work):
+            if self._phase[row] != _ENDED:
+                self._break_off(row, outcome)
+        self._unfinished_at[self._rows.target[int(self._rows.last_row_of_work[work])]].discard(work)
+        self._num_members[int(self._rows.work.gather[work])] -= 1
+
+    def _break_off(self, row: int, outcome: Outcome) -> None:
+        """Stop an activity; rows of others that wait for it wait no longer."""
+        phase = self._phase[row]
+        if phase == _FLOWING:
+            left = self._links.stop(row, self._now)
+            self._broken_off_bytes[row] = self._rows.num_bytes[row] - round(left)
+        elif phase == _COMPUTING:
+            self._slots.release(self._rows.source[row])
+        elif phase == _QUEUED:
+            self._slots.withdraw(self._rows.source[row], row)
+        self._settle(row, outcome)
+        work = self._rows.work_of[row]
+        for successor in self._successors(row):
+            if work < 0 or self._rows.work_of[successor] != work:
+                self._waits_for[successor] -= 1
+                if self._waits_for[successor] == 0:
+                    heappush(self._ready, successor)
+
+    def _mark_troubles(self, troubles: Troubles | None) -> tuple[dict[int, int], dict[int, int]]:
+        """Mark the rows that something befalls; returns spoilt sendings to come, and those that have been, by row."""
+        if troubles is None:
+            return {}, {}
+        for row in np.flatnonzero((troubles.cause != Cause.NONE) | (troubles.spoilt > 0)).tolist():
+            self._notable[row] |= _TROUBLED
+        columns = (troubles.spoilt, troubles.resent)
+        spoilt, resent = ({row: int(column[row]) for row in np.flatnonzero(column).tolist()} for column in columns)
+        return spoilt, resent
+
+    def _meet_trouble(self, row: int) -> bool:
+        """Let befall a row that would have ended now what is to befall it; tell whether it has not ended well."""
+        troubles, work = self._rows.troubles, self._rows.work_of[row]
+        assert troubles is not None
+        self._phase[row] = _LATENCY  # it is in no slot and on no link any more
+        if self._spoilt.get(row, 0) > 0:
+            self._spoilt[row] -= 1
+            self._resent[row] = self._resent.get(row, 0) + 1
+            self._tell_of_spoilt(row)
+            if self._spoilt[row] == 0 and troubles.is_lost[row]:
+                self._drop(work, Cause.CORRUPTED)
+            else:
+                self._send(row)
+            return True
+        cause = Cause(int(troubles.cause[row]))
+        if cause is Cause.NONE:
+            return False
+        if cause is Cause.BEFORE_TRAINING:
+            self._settle(row, Outcome.DONE)
+        elif cause is Cause.AFTER_TRAINING:
+            self._broken_off_bytes[row] = self._rows.num_bytes[row]
+        self._drop(work, cause)
+        return True
+
+    def _tell_of_spoilt(self, row: int) -> None:
+        role = Role(int(self._rows.activities.label[row])).label
+        self._incidents.add(
+            IncidentKind.PAYLOAD_CORRUPTED,
+            self._now,
+            node=self._rows.target[row],
+            client=int(self._rows.activities.client[row]),
+            detail=f"{role}, sending {self._resent[row]}",
+        )
+
+    def _resume_spells(self) -> None:
+        """Let the faults hold that held at the end of the last round."""
+        settled = self._before.settled_seconds
+        for spell in self._spells:
+            if not spell.is_new and spell.begin_seconds <= settled < spell.end_seconds:
+                self._let_hold(spell)
+
+    def _take_turns(self, limit: float) -> None:
+        """Let faults begin and end, and clients go off, that do so by ``limit``."""
+        while self._turns.next_seconds is not None and self._turns.next_seconds <= limit:
+            seconds, kind, subject = self._turns.pop()
+            if kind is TurnKind.CLIENT_OFF:
+                self._go_off(subject, seconds)
+            elif kind is TurnKind.BEGINS:
+                self._begin_spell(self._spells[subject], seconds)
+            else:
+                self._end_spell(self._spells[subject], seconds)
+
+    def _begin_spell(self, spell: Spell, seconds: float) -> None:
+        fault = spell.fault
+        kind = (IncidentKind.LINKS_DEGRADED, IncidentKind.EDGE_CRASHED, IncidentKind.CLOUD_DOWN)[fault.target]
+        detail = f"{fault.name}, {fault.factor:g} of the bandwidth" if fault.target is Target.LINKS else fault.name
+        self._incidents.add(kind, seconds, node=fault.node, detail=detail)
+        self._let_hold(spell)
+
+    def _let_hold(self, spell: Spell) -> None:
+        if spell.fault.target is Target.EDGE:
+            self._lose_node(spell.fault.node)
+        elif spell.fault.target is Target.CLOUD:
+            self._silent[spell.fault.node] += 1
+
+    def _end_spell(self, spell: Spell, seconds: float) -> None:
+        fault = spell.fault
+        kind = (IncidentKind.LINKS_RESTORED, IncidentKind.EDGE_RECOVERED, IncidentKind.CLOUD_UP)[fault.target]
+        self._incidents.add(kind, seconds, node=fault.node, detail=fault.name)
+        if fault.target is Target.CLOUD:
+            self._silent[fault.node] -= 1
+            if self._silent[fault.node] == 0:
+                for row in self._held:
+                    heappush(self._deadlines, (self._now, row))
+                self._held.clear()
+
+    def _go_off(self, client: int, seconds: float) -> None:
+        """Give up all work that a client has still a part in."""
+        rows = self._rows
+        given_up = []
+        for work in rows.work_of_client(client):
+            left = [row for row in rows.rows_of_work(work) if self._phase[row] != _ENDED]
+            node = self._field.client_nodes[client]
+            if any(node in (rows.source[row], rows.target[row]) for row in left):
+                given_up.append(work)
+        if given_up:
+            self._incidents.add(IncidentKind.CLIENT_OFF, seconds, node=node, client=client)
+        for work in given_up:
+            self._drop(work, Cause.CLIENT_OFF)
+
+    def _lose_node(self, node: int) -> None:
+        """Let an edge lose all that it has: work under way through it, in its inbox, or gathered and not yet told."""
+        rows, gathers = self._rows, self._plan.gathers
+        for work in np.flatnonzero((rows.work.edge == node) & (rows.last_row_of_work >= 0)).tolist():
+            if self._phase[int(rows.last_row_of_work[work])] != _ENDED:
+                self._drop(work, Cause.EDGE_CRASHED)
+        lost = list(self._inbox.pop(node, ()))
+        activities = rows.activities
+        own = ((activities.source == node) | (activities.target == node)) & (activities.work < 0)
+        untold = [row for row in np.flatnonzero(own).tolist() if self._phase[row] != _ENDED]
+        if untold:
+            self._lost_nodes.add(node)
+            for gather in np.flatnonzero(gathers.node == node).tolist():
+                lost += self._arrivals[gather]
+                self._arrivals[gather] = ()
+        for row in untold:
+            self._break_off(row, Outcome.DROPPED)
+        self._dropped += [(key, Cause.EDGE_CRASHED, self._now) for key in sorted(lost)]
 
     def _open_gathers(self, opener: int) -> None:
         """Open the gathers that this row opens; -1 is the start of the plan."""
         for gather in self._gathers_opened_by.get(opener, ()):
-            row = int(self._plan.gathers.activity[gather]) + self._offset
+            row = int(self._plan.gathers.activity[gather]) + self._rows.offset
             if self._num_members[gather] == 0:
                 self._wait_for_late_work(row, gather)
             deadline = float(self._plan.gathers.deadline_seconds[gather])
             if math.isfinite(deadline):
-                heapq.heappush(self._deadlines, (self._now + deadline, row))
+                heappush(self._deadlines, (self._now + deadline, row))
 
     def _wait_for_late_work(self, row: int, gather: int) -> None:
         """Let a gather without members of its own wait for what is late at its node.
@@ -298,75 +537,93 @@ class _Player:
         edge_round = int(self._plan.gathers.edge_round[gather])
         for work in sorted(self._unfinished_at[int(self._plan.gathers.node[gather])]):
             if self._edge_round_in_plan(work) < edge_round:
-                self._successors[self._rows_of_work[work][-1]].append(row)
+                self._late_for[int(self._rows.last_row_of_work[work])].append(row)
                 self._waits_for[row] += 1
-
-    def _link_dependencies(self, count: int) -> None:
-        predecessors = np.concatenate([self._before.predecessors, self._plan.predecessors + self._offset])
-        successors = np.concatenate([self._before.successors, self._plan.successors + self._offset])
-        self._waits_for: list[int] = np.bincount(successors, minlength=count).tolist()
-        self._successors: list[list[int]] = [[] for _ in range(count)]
-        for predecessor, successor in zip(predecessors.tolist(), successors.tolist(), strict=True):
-            self._successors[predecessor].append(successor)
 
     def _resume(self) -> None:
         """Put what was under way at the end of the last round back to where it was."""
         before = self._before
-        for row in range(self._offset):
+        for row in range(self._rows.offset):
             phase, remaining = Phase(int(before.phase[row])), float(before.remaining[row])
             self._phase[row] = phase
             self._start[row] = float(before.start_seconds[row])
             if phase is Phase.FLOWING:
                 self._start_flow(row, remaining)
             elif phase in (Phase.LATENCY, Phase.COMPUTING):
-                heapq.heappush(self._timers, (remaining, row))
+                heappush(self._timers, (remaining, row))
                 if phase is Phase.COMPUTING:
-                    self._slots.occupy(self._source[row])
+                    self._slots.occupy(self._rows.source[row])
             elif phase is Phase.QUEUED:
-                self._slots.enqueue(self._source[row], row, remaining)
+                self._slots.enqueue(self._rows.source[row], row, remaining)
 
     def timeline(self) -> Timeline:
         """Return what happened."""
-        rows = [int(row) + self._offset for row in self._plan.gathers.activity]
+        rows = self._rows
+        finish, outcome = np.frombuffer(self._finish), np.frombuffer(self._outcome, np.uint8).astype(np.int64)
+        whole = (outcome == Outcome.DONE) & (rows.activities.kind == ActivityKind.TRANSFER)
+        carried_bytes = np.where(whole, rows.activities.num_bytes, 0)
+        carried_bytes[list(self._broken_off_bytes)] = list(self._broken_off_bytes.values())
+        for row, times in self._resent.items():
+            if self._phase[row] == _ENDED:
+                carried_bytes[row] += times * rows.num_bytes[row]
+        dropped = sorted(self._dropped)
         return Timeline(
             begin_seconds=self._before.clock_seconds,
             end_seconds=self._now,
-            activities=self._rows,
-            start_seconds=np.array(self._start, np.float64),
-            finish_seconds=np.array(self._finish, np.float64),
-            outcome=np.array(self._outcome, np.int64),
-            carried_bytes=np.array(self._carried_bytes, np.int64),
-            work=self._work,
+            activities=rows.activities,
+            start_seconds=np.frombuffer(self._start),
+            finish_seconds=finish,
+            outcome=outcome,
+            carried_bytes=carried_bytes,
+            work=rows.work,
             arrivals=tuple(self._arrivals),
-            gather_seconds=np.array([self._finish[row] for row in rows], np.float64),
-            dropped=tuple(sorted(self._abandoned[Outcome.DROPPED])),
-            skipped=tuple(sorted(self._abandoned[Outcome.SKIPPED])),
-            pending=tuple(sorted(self._work.key(work) for work in self._unfinished())),
+            gather_seconds=finish[self._plan.gathers.activity + rows.offset],
+            dropped=tuple(key for key, _, _ in dropped),
+            skipped=tuple(sorted(self._skipped)),
+            pending=tuple(sorted(rows.work.key(work) for work in self._unfinished())),
+            causes=tuple(cause for _, cause, _ in dropped),
+            dropped_seconds=np.array([seconds for _, _, seconds in dropped], np.float64),
+            incidents=self._incidents.incidents(),
+            lost_nodes=frozenset(self._lost_nodes),
         )
 
     def state(self) -> WorldState:
         """Return the world as it goes on."""
-        rows = np.array([row for row, phase in enumerate(self._phase) if phase is not Phase.ENDED], np.int64)
+        work, phase = self._rows.work, np.frombuffer(self._phase, np.uint8)
+        rows = np.flatnonzero(phase != _ENDED)
         inbox = tuple((node, key) for node in sorted(self._inbox) for key in sorted(self._inbox[node]))
         kept = self._unfinished()
         if inbox:
-            work_of_key = {self._work.key(work): work for work in range(len(self._work))}
+            work_of_key = {work.key(item): item for item in range(len(work))}
             kept |= {work_of_key[key] for _, key in inbox}
-        new_row = {work: position for position, work in enumerate(sorted(kept))} | {-1: -1}
-        predecessors, successors = self._dependencies_among(rows)
-        activities = self._rows.take(rows)
-        renumbered = np.array([new_row[work] for work in activities.work.tolist()], np.int64)
+        items = np.array(sorted(kept), np.int64)
+        new_item = np.full(len(work) + 1, -1, np.int64)  # the last place is that of rows without work
+        new_item[items] = np.arange(len(items))
+        predecessors, successors = self._rows.dependencies_among(rows)
+        activities = self._rows.activities.take(rows)
         return WorldState(
             clock_seconds=self._now,
-            activities=_replaced(activities, work=renumbered),
+            activities=activities.with_columns(work=new_item[activities.work]),
             predecessors=predecessors,
             successors=successors,
-            phase=np.array([int(self._phase[row]) for row in rows], np.int64),
-            start_seconds=np.array([self._start[row] for row in rows], np.float64),
+            phase=phase[rows].astype(np.int64),
+            start_seconds=np.frombuffer(self._start)[rows],
             remaining=self._remaining(rows),
-            work=_replaced(self._work.take(np.array(sorted(kept), np.int64)), gather=np.full(len(kept), -1)),
+            work=work.take(items).with_columns(gather=np.full(len(items), -1)),
             inbox=inbox,
+            troubles=self._troubles_left(rows),
+            settled_seconds=self._now * (1 + SAME_INSTANT),
         )
+
+    def _troubles_left(self, rows: Ints) -> Troubles | None:
+        """Return what is still to befall the rows that go on; None where that is nothing."""
+        if self._rows.troubles is None or not len(rows):
+            return None
+        left = self._rows.troubles.take(rows)
+        spoilt, resent = (
+            np.array([counts.get(row, 0) for row in rows.tolist()], np.int64) for counts in (self._spoilt, self._resent)
+        )
+        return left.with_columns(spoilt=spoilt, resent=resent)
 
     def _unfinished(self) -> set[int]:
         return {work for works in self._unfinished_at.values() for work in works}
@@ -378,18 +635,12 @@ class _Player:
         )
         return np.array([known.get(row, 0.0) for row in rows.tolist()], np.float64)
 
-    def _dependencies_among(self, rows: Ints) -> tuple[Ints, Ints]:
-        renumber = {int(row): position for position, row in enumerate(rows)}
-        pairs = [(row, after) for row in renumber for after in self._successors[row] if after in renumber]
-        before = np.array([renumber[row] for row, _ in pairs], np.int64)
-        return before, np.array([renumber[after] for _, after in pairs], np.int64)
-
 
 def _pop_due(heap: list[tuple[float, int]], limit: float) -> list[int]:
     """Take the rows out of a heap of (seconds, row) that are due by ``limit``."""
     due = []
     while heap and heap[0][0] <= limit:
-        due.append(heapq.heappop(heap)[1])
+        due.append(heappop(heap)[1])
     return due
 
 
@@ -397,16 +648,3 @@ def initial_state() -> WorldState:
     """Return the world before the first round: time zero, nothing under way."""
     none, nothing = np.zeros(0, np.int64), np.zeros(0, np.float64)
     return WorldState(0.0, Activities.empty(), none, none, none, nothing, nothing, WorkItems.empty(), ())
-
-
-def _merged_work(state: WorldState, plan: Plan) -> WorkItems:
-    return WorkItems.concatenate([state.work, plan.work])
-
-
-def _merged_activities(state: WorldState, plan: Plan) -> Activities:
-    shifted = np.where(plan.activities.work >= 0, plan.activities.work + len(state.work), -1)
-    return Activities.concatenate([state.activities, _replaced(plan.activities, work=shifted)])
-
-
-def _replaced(table: Activities | WorkItems, **columns: Ints):  # type: ignore[no-untyped-def]
-    return type(table)(**{**vars(table), **columns})

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
 
-from elsa_ray.world.plan import Activities, Floats, Ints, WorkItems, WorkKey
+from elsa_ray.world.incidents import Incidents
+from elsa_ray.world.plan import Activities, Bools, Floats, Ints, WorkItems, WorkKey
+from elsa_ray.world.troubles import Cause, Troubles
 
 
 class Outcome(IntEnum):
@@ -37,9 +40,14 @@ class Timeline:
         work: work items carried over, then those of the plan.
         arrivals: for each gather of the plan the keys of the work that it took, in client order.
         gather_seconds: when each gather of the plan closed.
-        dropped: keys of the work that was abandoned at its deadline.
+        dropped: keys of the work that was given up.
         skipped: keys of the work that did not begin because its client was still busy.
         pending: keys of the work that goes on.
+        causes: why each of the dropped was given up.
+        dropped_seconds: when.
+        incidents: what has befallen links, nodes and clients.
+        lost_nodes: edges that have crashed before their part of this round was with the cloud.
+        down_nodes: edges that are down at the end.
     """
 
     begin_seconds: float
@@ -55,6 +63,11 @@ class Timeline:
     dropped: tuple[WorkKey, ...]
     skipped: tuple[WorkKey, ...]
     pending: tuple[WorkKey, ...]
+    causes: tuple[Cause, ...]
+    dropped_seconds: Floats
+    incidents: Incidents
+    lost_nodes: frozenset[int] = frozenset()
+    down_nodes: tuple[int, ...] = ()
 
     def work_row(self, key: WorkKey) -> int:
         """Return the row of a work item."""
@@ -75,6 +88,12 @@ class WorldState:
             arrival of a computation that waits for a slot; else 0.
         work: the work items they belong to, and those in the inbox.
         inbox: work that has arrived at a node (index) and was not yet gathered.
+        troubles: of the activities; None where nothing befalls any.
+        settled_seconds: all changes of the world up to here have taken place.
+        fault_begins: when those faults have begun that count from a global round.
+        present: clients [N] that are there; None where all always are.
+        down_nodes: edges that are down.
+        next_change_seconds: when the next client comes, or the next edge; infinite where nothing is awaited.
     """
 
     clock_seconds: float
@@ -86,6 +105,12 @@ class WorldState:
     remaining: Floats
     work: WorkItems
     inbox: tuple[tuple[int, WorkKey], ...]
+    troubles: Troubles | None = None
+    settled_seconds: float = -math.inf
+    fault_begins: tuple[tuple[int, float], ...] = ()
+    present: Bools | None = None
+    down_nodes: tuple[int, ...] = ()
+    next_change_seconds: float = math.inf
 
     @property
     def busy_clients(self) -> frozenset[int]:

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elsa_ray.network.max_min import max_min_rates
 from elsa_ray.network.sharing import FluidSharing
 
+from .progressive_filling import max_min_rates
 from .slow_solver import fair_rates
 
 CAPACITIES = st.lists(st.integers(1, 1000), min_size=1, max_size=6)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 import random
-from typing import Any
 
 import pytest
 
-import elsa_ray.network.sharing as sharing_module
-from elsa_ray.network.max_min import max_min_rates
+from elsa_ray.network.bottlenecks import Bottlenecks, Link
 from elsa_ray.network.sharing import FluidSharing
 
 
@@ -108,42 +106,62 @@ def test_a_frozen_world_continues_with_the_same_finish_times() -> None:
     assert completed == pytest.approx(whole, rel=1e-12)
 
 
-def count_computations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Return a list that receives the number of flows of each computation of rates."""
+def count_levels(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that receives the index of each link whose level is computed."""
     computed: list[int] = []
+    find_level = Bottlenecks._find_level
 
-    def counted(bounds: list[float], *args: Any) -> list[float]:
-        computed.append(len(bounds))
-        return max_min_rates(bounds, *args)
+    def counted(self: Bottlenecks, link: Link) -> None:
+        computed.append(link.index)
+        find_level(self, link)
 
-    monkeypatch.setattr(sharing_module, "max_min_rates", counted)
+    monkeypatch.setattr(Bottlenecks, "_find_level", counted)
     return computed
 
 
 def test_changes_of_one_instant_cost_one_computation(monkeypatch: pytest.MonkeyPatch) -> None:
-    computed = count_computations(monkeypatch)
+    computed = count_levels(monkeypatch)
     sharing = FluidSharing([8.0])
     for flow in range(5):
         sharing.start(flow, 8, [0], now=0.0)
     sharing.stop(0, now=0.0)
     sharing.next_completion()
-    assert computed == [4]
+    assert computed == [0]
     sharing.complete_until(4.0)
+    sharing.start(8, 8, [0], now=4.0)
     sharing.start(9, 8, [0], now=4.0)
     sharing.next_completion()
-    assert computed == [4, 1]
+    assert computed == [0, 0]
 
 
-def test_only_flows_tied_to_the_change_are_computed_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    computed = count_computations(monkeypatch)
+def test_what_shares_no_bottleneck_is_not_touched(monkeypatch: pytest.MonkeyPatch) -> None:
+    computed = count_levels(monkeypatch)
     # Capacity 2 is wide: all flows cross it, yet it ties none together.
     sharing = FluidSharing([8.0, 8.0, 1000.0])
     for flow in range(6):
         sharing.start(flow, 8, [flow % 2, 2], now=0.0)
     sharing.next_completion()
+    assert sorted(computed) == [0, 1]
     sharing.stop(0, now=0.5)
     sharing.next_completion()
-    assert computed == [6, 2]
+    assert sorted(computed) == [0, 0, 1]
+
+
+def test_a_level_costs_the_same_for_many_flows_as_for_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    computed = count_levels(monkeypatch)
+    # A hundred stations with three flows each, over a common way that is the bottleneck of them all: a flow that ends
+    # changes the rate of 300 flows, and costs its own station and the common way.
+    sharing = FluidSharing([100.0] + [10.0] * 100)
+    for flow in range(300):
+        sharing.start(flow, 1000 + flow, [1 + flow % 100, 0], now=0.0)
+    sharing.next_completion()
+    computed.clear()
+    first = sharing.next_completion()
+    assert first == 3000.0
+    assert sharing.complete_until(first) == [(0, first)]
+    sharing.next_completion()
+    assert len(computed) <= 3
+    assert sharing.rates()[299] == 100 / 299
 
 
 def test_a_wide_capacity_ties_flows_once_they_can_fill_it() -> None:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
 import networkx as nx
 import numpy as np
 
 from elsa_ray.network.graph import Network, build_network
+from elsa_ray.network.models import Fluid
 from elsa_ray.network.routes import Router
+from elsa_ray.world.disturbances import UNDISTURBED, Disturbances
+from elsa_ray.world.incidents import IncidentKind
 from elsa_ray.world.plan import Plan, PlanBuilder, Stage
 from elsa_ray.world.player import Field, initial_state, play
 from elsa_ray.world.roles import Role
 from elsa_ray.world.timeline import Outcome, Timeline, WorldState
+from elsa_ray.world.troubles import Troubles
 
 Log = list[tuple[str, float | None, float | None]]
 
@@ -32,24 +37,34 @@ class Scene:
     """The place of a story: a network, speeds and slots of its nodes, and the world's state as it goes on."""
 
     def __init__(
-        self, network: Network, *, speeds: Mapping[str, float] | None = None, slots: Mapping[str, int] | None = None
+        self,
+        network: Network,
+        *,
+        speeds: Mapping[str, float] | None = None,
+        slots: Mapping[str, int] | None = None,
+        clients: Sequence[str] = (),
     ) -> None:
         names = network.node_names
         self.network = network
         self.field = Field(
-            find_path=Router(network).route,  # type: ignore[arg-type]
+            find_path=partial(Fluid().way, Router(network)),  # type: ignore[arg-type]
             capacity_bytes_per_second=network.capacity_bytes_per_second.tolist(),
             flops_per_second=[(speeds or {}).get(name, 1.0) for name in names],
             slots=[(slots or {}).get(name, 1) for name in names],
+            client_nodes=[network.index(name) for name in clients],
         )
         self.state: WorldState = initial_state()
         self.names: dict[tuple[int, int], str] = {}
 
-    def play(self, story: Story) -> Timeline:
+    def play(self, story: Story, disturbances: Disturbances = UNDISTURBED) -> Timeline:
         """Play a story on top of what still goes on."""
         plan = story.build()
         self.names |= {(plan.round_index, row): name for row, name in enumerate(story.names)}
-        timeline, self.state = play(plan, self.state, self.field)
+        return self.play_plan(plan, disturbances)
+
+    def play_plan(self, plan: Plan, disturbances: Disturbances = UNDISTURBED) -> Timeline:
+        """Play a plan whose rows have no names."""
+        timeline, self.state = play(plan, self.state, self.field, disturbances)
         return timeline
 
     def log(self, timeline: Timeline) -> Log:
@@ -81,6 +96,21 @@ class Scene:
             if timeline.outcome[row] != Outcome.PENDING
         }
 
+    def incidents(self, timeline: Timeline) -> list[tuple[float, str, str, int, str]]:
+        """Return (when, what, node, client, detail) of each incident; no node is an empty text."""
+        rows, details = timeline.incidents.rows, timeline.incidents.details
+        columns = (rows.seconds, rows.kind, rows.node, rows.client, rows.detail)
+        return [
+            (
+                float(seconds),
+                IncidentKind(kind).label,
+                self.network.node_names[node] if node >= 0 else "",
+                client,
+                details[detail],
+            )
+            for seconds, kind, node, client, detail in zip(*(column.tolist() for column in columns), strict=True)
+        ]
+
     def _row_names(self, timeline: Timeline) -> list[str]:
         # The step column is the row's number in its own story.
         rounds, numbers = timeline.activities.round_index.tolist(), timeline.activities.step.tolist()
@@ -95,12 +125,12 @@ class Story:
         self._builder = PlanBuilder(round_index)
         self.names: list[str] = []
 
-    def work(self, client: int, *, gather: int = 0, edge_round: int = 0) -> int:
+    def work(self, client: int, *, gather: int = 0, edge_round: int = 0, edge: str | None = None) -> int:
         """Add a work item that the gather of that ordinal (in this story) waits for."""
         (item,) = self._builder.work_items(
             edge_round=edge_round,
             client=client,
-            edge=-1,
+            edge=-1 if edge is None else self._network.index(edge),
             num_examples=1,
             num_steps=1,
             front=1,
@@ -145,9 +175,15 @@ class Story:
         edge_round: int = 0,
         opener: int = -1,
         deadline: float | None = None,
+        quorum: int = 0,
     ) -> int:
         row = self._builder.gather(
-            self._network.index(node), [], edge_round=edge_round, opener=opener, deadline_seconds=deadline
+            self._network.index(node),
+            [],
+            edge_round=edge_round,
+            opener=opener,
+            deadline_seconds=deadline,
+            quorum=quorum,
         )
         return self._named(name, row, waits_for)
 
@@ -155,6 +191,14 @@ class Story:
     def num_gathers(self) -> int:
         """Gathers so far: the ordinal of the next one."""
         return self._builder.num_gathers
+
+    def troubles(self, **of_rows: dict[str, float]) -> Troubles:
+        """Return what befalls rows, by their name: columns of Troubles."""
+        troubles = Troubles.none(len(self.names))
+        for name, columns in of_rows.items():
+            for column, value in columns.items():
+                getattr(troubles, column)[self.names.index(name)] = value
+        return troubles
 
     def depend(self, row: int, after: int) -> None:
         """Let a row wait for another one, whichever comes first in the plan."""

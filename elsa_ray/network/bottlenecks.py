@@ -1,0 +1,482 @@
+"""Max-min fair levels that are kept up to date: what a change does not reach is not computed anew.
+
+A *level* is a rate over its flow's weight. In a max-min fair sharing each flow is held either by its own limit or by
+one full link, its bottleneck, and all flows that a link holds have one level (Bertsekas and Gallager, *Data Networks*,
+1992, section 6.5.2). So a link that holds a thousand flows needs no thousand updates when its level changes: it counts
+the *service* that a flow of weight 1 has got from it, and a flow completes when that count reaches the flow's *tag*
+(the virtual time of fair queueing). Flows of the same links and limit are a *bundle*, and change hands together.
+
+After a change the links that it touches find their levels again, the lowest first: a link gives up bundles that are
+held lower elsewhere, takes those that are held higher, and its new level touches the links that its bundles cross. The
+k-th lowest level is final once the lower ones are, so this ends, and what it ends with is max-min fair.
+
+A link that is not full, and whose load moves with one other link only, is not told of each change there: that link
+remembers up to which level it may rise before this one is full.
+
+Services, tags, weights and loads are whole numbers of 2**-80, so that sums of many are exact, in whatever order.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+from collections.abc import Callable
+from math import ldexp
+from typing import Any
+
+_FRACTION_BITS = 80
+_ONE = 1 << _FRACTION_BITS
+_TIE = 1e-13
+"""Levels that differ by less, relatively, are equal: nothing changes hands between them."""
+_ROUNDING = 1e-15
+"""A level that changes by less has not changed."""
+_SLACK_BITS = 43
+"""A load above the capacity by one part in 2**43 is a rounding."""
+
+
+def fixed(value: float) -> int:
+    """Return a finite number as a whole number of 2**-80."""
+    return int(ldexp(value, _FRACTION_BITS))
+
+
+def unfixed(value: int) -> float:
+    """Return a whole number of 2**-80 as a float."""
+    return value / _ONE
+
+
+class Link:
+    """A capacity that flows cross; once they could fill it, also what it holds, and what passes it held elsewhere."""
+
+    __slots__ = (
+        "capacity",
+        "crossed_by",
+        "demand",
+        "due",
+        "ends",
+        "falls",
+        "flows",
+        "follows",
+        "held",
+        "held_weight",
+        "index",
+        "is_contended",
+        "is_touched",
+        "level",
+        "limit",
+        "listeners",
+        "num_falls_kept",
+        "other",
+        "passes",
+        "rises",
+        "service",
+        "since",
+    )
+
+    def __init__(self, index: int, capacity: float) -> None:
+        self.index = index
+        self.capacity = capacity
+        self.flows: dict[int, None] = {}  # a dict as an ordered set
+        self.demand = 0.0
+        """What all flows would load if only their limits held them."""
+        self.is_contended = False
+        self.due = math.inf
+
+    def contend(self) -> None:
+        """Begin to hold bundles."""
+        self.is_contended = True
+        self.is_touched = False
+        self.level = math.inf  # not full
+        self.other = 0
+        """The load of what is held elsewhere, but for what it follows."""
+        self.held: dict[Bundle, None] = {}
+        self.held_weight = 0
+        self.service = 0
+        self.since = -math.inf
+        self.passes: dict[Link, Pair] = {}
+        """The links that what is held here crosses too."""
+        self.listeners: dict[Link, Pair] = {}
+        """Those of them whose ``other`` has our part."""
+        self.crossed_by: dict[Link, Pair] = {}
+        """The links that hold what crosses this one."""
+        self.follows: Link | None = None
+        self.limit = math.inf
+        """The level of ``follows`` at which this link is full."""
+        self.ends: list[tuple[int, int, Bundle]] = []
+        self.rises: list[tuple[float, int, Bundle | Link]] = []
+        self.falls: list[tuple[float, int, Bundle | Link]] = []
+        self.num_falls_kept = 0
+
+    def service_at(self, now: float) -> int:
+        """Return the service of a flow of weight 1 since the link began to hold bundles."""
+        if now <= self.since:
+            return self.service
+        return self.service + int(ldexp(self.level * (now - self.since), _FRACTION_BITS))
+
+
+class Pair:
+    """The bundles that one link holds and that cross another one."""
+
+    __slots__ = ("bundles", "load", "weight")
+
+    def __init__(self) -> None:
+        self.bundles: dict[Bundle, None] = {}
+        self.weight = 0
+        self.load = 0
+        """What of the other link's ``other`` is theirs."""
+
+
+class Bundle:
+    """Active flows that cross the same contended links with the same weights, and have the same limit.
+
+    Its own service goes on when it changes hands; the tags of its flows are in it.
+    """
+
+    __slots__ = ("cap", "count", "due", "ends", "holder", "key", "offset", "service", "since", "tag", "uses")
+
+    def __init__(self, key: Any, uses: tuple[tuple[Link, int, int], ...], cap: float) -> None:
+        self.key = key
+        self.uses = uses
+        """For each contended link: it, a flow's weight there, and its load there at the limit."""
+        self.cap = cap
+        """The level that its own limit allows."""
+        self.count = 0
+        self.ends: list[tuple[int, int]] = []  # a heap of (tag, flow id); entries of flows that left stay for a while
+        self.tag = -1
+        """The least tag."""
+        self.holder: Link | None = None  # none: its limit
+        self.service = 0
+        self.since = 0.0
+        self.offset = 0
+        """The holder's service less its own."""
+        self.due = math.inf
+
+    def service_at(self, now: float) -> int:
+        """Return the service of each of its flows since it was made."""
+        holder = self.holder
+        if holder is not None:
+            return holder.service_at(now) - self.offset
+        if now <= self.since:
+            return self.service
+        return self.service + int(ldexp(self.cap * (now - self.since), _FRACTION_BITS))
+
+    def level(self) -> float:
+        """Return the present level of its flows."""
+        return self.cap if self.holder is None else self.holder.level
+
+
+class Bottlenecks:
+    """Which link holds which bundle, and at which level."""
+
+    def __init__(self, announce: Callable[[float, Any], None]) -> None:
+        """Start empty; ``announce`` is told when (absolute seconds) a link or a bundle at its limit completes next."""
+        self._announce = announce
+        self._touched: list[tuple[float, int, Link]] = []
+        self._numbers = itertools.count()  # heaps order what is equal by when it was put in
+        self._now = -math.inf
+
+    def touch(self, link: Link) -> None:
+        """Let the link find its level again."""
+        if not link.is_touched:
+            link.is_touched = True
+            heapq.heappush(self._touched, (link.level, next(self._numbers), link))
+
+    def make(self, key: Any, uses: tuple[tuple[Link, float], ...], cap: float, now: float) -> Bundle:
+        """Return a new bundle without flows, held where its first flow probably will be.
+
+        Args:
+            key: kept in the bundle.
+            uses: contended links, each with a flow's weight there.
+            cap: the level that the flows' own limits allow.
+            now: absolute seconds.
+        """
+        uses_fixed = tuple([(link, fixed(weight), fixed(cap * weight)) for link, weight in uses])
+        bundle = Bundle(key, uses_fixed, cap)
+        bundle.since = now
+        holder, level = None, cap
+        for link, _ in uses:
+            if link.level < level:
+                holder, level = link, link.level
+        self._hold(bundle, holder, 0, now)
+        return bundle
+
+    def add(self, bundle: Bundle, num_flows: int) -> None:
+        """Count flows in; a negative number counts out."""
+        bundle.count += num_flows
+        holder = bundle.holder
+        if holder is None:
+            for link, _, load in bundle.uses:
+                link.other += num_flows * load
+                self.touch(link)
+            return
+        for link, weight, _ in bundle.uses:
+            if link is holder:
+                link.held_weight += num_flows * weight
+            else:
+                holder.passes[link].weight += num_flows * weight
+            self.touch(link)
+
+    def remove(self, bundle: Bundle) -> None:
+        """Forget a bundle without flows."""
+        if bundle.holder is not None:
+            self._let_go(bundle)
+        bundle.count = -1
+        bundle.due = math.inf
+
+    def set_tag(self, bundle: Bundle, tag: int) -> None:
+        """Tell that the bundle's least tag has changed."""
+        bundle.tag = tag
+        holder = bundle.holder
+        if holder is None:
+            self._announce_bundle(bundle)
+            return
+        if len(holder.ends) > 4 * len(holder.held) + 64:
+            holder.ends = [(held.offset + held.tag, next(self._numbers), held) for held in holder.held]
+            heapq.heapify(holder.ends)
+        else:
+            heapq.heappush(holder.ends, (bundle.offset + tag, next(self._numbers), bundle))
+        self.touch(holder)
+
+    def next_end(self, link: Link) -> tuple[float, Bundle] | None:
+        """Return when the link's next flow completes, in absolute seconds, and in which bundle; None if it holds none.
+
+        Infinite while the link carries nothing.
+        """
+        ends = link.ends
+        while ends:
+            tag, _, bundle = ends[0]
+            if bundle.holder is link and bundle.offset + bundle.tag == tag and bundle.count > 0:
+                left = tag - link.service
+                if left <= 0:
+                    return link.since, bundle
+                return (link.since + left / _ONE / link.level if link.level > 0 else math.inf), bundle
+            heapq.heappop(ends)
+        return None
+
+    def share(self, now: float) -> None:
+        """Find the levels that the touched links, and whatever hangs on them, have from ``now`` on."""
+        self._now = now
+        touched = self._touched
+        while touched:
+            link = heapq.heappop(touched)[2]
+            if link.is_contended:
+                self._find_level(link)
+            link.is_touched = False  # what it has just done to itself needs no second look
+
+    def _find_level(self, link: Link) -> None:
+        while True:
+            if not link.held:
+                if not self._is_overfull(link) or not self._take_highest(link, 0.0):
+                    self._settle(link, math.inf)
+                    return
+                continue
+            spare = self._capacity(link) - link.other
+            level = spare / link.held_weight if spare > 0 and link.held_weight else 0.0
+            if self._give_up(link, level * (1 - _TIE)) or self._take_highest(link, level * (1 + _TIE)):
+                continue
+            self._settle(link, level)
+            return
+
+    def _capacity(self, link: Link) -> int:
+        return int(ldexp(link.capacity, _FRACTION_BITS))
+
+    def _is_overfull(self, link: Link) -> bool:
+        """Tell whether a link that holds nothing has more than it can carry; else see that it will be told in time."""
+        if len(link.crossed_by) == 1:
+            ((source, pair),) = link.crossed_by.items()
+            if link.follows is None:
+                link.other -= pair.load
+                pair.load = 0
+                link.follows = source
+                del source.listeners[link]
+            if pair.weight > 0:
+                limit = (self._capacity(link) - link.other) / pair.weight
+                if source.level <= limit * (1 + _TIE):
+                    if limit != link.limit:
+                        link.limit = limit
+                        self._push_rise(source, limit, link)
+                    return False
+            self._listen(link)
+        elif link.follows is not None:
+            self._listen(link)
+        capacity = self._capacity(link)
+        return link.other > capacity + (capacity >> _SLACK_BITS)
+
+    def _listen(self, link: Link) -> None:
+        """End that the link follows another one: from now on its load is known at any time."""
+        source = link.follows
+        assert source is not None
+        link.follows = None
+        link.limit = math.inf
+        pair = link.crossed_by[source]
+        source.listeners[link] = pair
+        if source.level < math.inf:
+            pair.load = int(source.level * pair.weight)
+            link.other += pair.load
+            self._push_fall(link, source.level, source)
+        self.touch(source)
+
+    def _give_up(self, link: Link, level: float) -> bool:
+        """Let go one lot of bundles whose limits, or other links, are below ``level``; tell whether there was one."""
+        rises = link.rises
+        while rises and rises[0][0] < level:
+            cap, _, thing = heapq.heappop(rises)
+            if isinstance(thing, Bundle):
+                if thing.holder is link and thing.count >= 0:
+                    self._move(thing, None)
+                    return True
+            elif thing.follows is link and thing.limit == cap and thing.is_contended:
+                self._listen(thing)
+                self.touch(thing)
+        for other, pair in link.listeners.items():
+            if other.level < level and other.held:
+                for bundle in list(pair.bundles):
+                    self._move(bundle, other)
+                return True
+        return False
+
+    def _take_highest(self, link: Link, level: float) -> bool:
+        """Take the lot of bundles that are held highest elsewhere, if that is above ``level``; tell whether it was."""
+        while link.falls:
+            height, _, thing = link.falls[0]
+            if -height <= level:
+                return False
+            heapq.heappop(link.falls)
+            if self._passes(link, -height, thing):
+                for bundle in [thing] if isinstance(thing, Bundle) else list(link.crossed_by[thing].bundles):
+                    self._move(bundle, link)
+                return True
+        return False
+
+    def _settle(self, link: Link, level: float) -> None:
+        """Let the link have its level from now on, and tell those that have to know."""
+        old = link.level
+        has_changed = level != old and not abs(level - old) <= _ROUNDING * min(level, old)
+        if has_changed:
+            if old < math.inf:
+                link.service = link.service_at(self._now)
+            link.since = self._now
+            link.level = level
+        if level == math.inf:
+            link.service = 0
+            link.due = math.inf
+            return
+        for other, pair in link.listeners.items():
+            load = int(link.level * pair.weight)
+            if has_changed or load != pair.load:
+                other.other += load - pair.load
+                pair.load = load
+                self._push_fall(other, link.level, link)
+                self.touch(other)
+        following = self.next_end(link)
+        due = math.inf if following is None else following[0]
+        if due != link.due:
+            link.due = due
+            if due < math.inf:
+                self._announce(due, link)
+
+    def _announce_bundle(self, bundle: Bundle) -> None:
+        left = bundle.tag - bundle.service
+        due = bundle.since
+        if left > 0:
+            due = due + left / _ONE / bundle.cap if bundle.cap > 0 else math.inf
+        if due != bundle.due:
+            bundle.due = due
+            if due < math.inf:
+                self._announce(due, bundle)
+
+    def _move(self, bundle: Bundle, to: Link | None) -> None:
+        """Let another link, or its own limit, hold the bundle from now on."""
+        now = self._now
+        service = bundle.service_at(now)
+        if bundle.holder is None:
+            for link, _, load in bundle.uses:
+                link.other -= bundle.count * load
+            bundle.due = math.inf
+        else:
+            self._let_go(bundle)
+        self._hold(bundle, to, service, now)
+
+    def _let_go(self, bundle: Bundle) -> None:
+        holder = bundle.holder
+        assert holder is not None
+        for link, weight, _ in bundle.uses:
+            if link is holder:
+                del link.held[bundle]
+                link.held_weight -= bundle.count * weight
+            else:
+                pair = holder.passes[link]
+                del pair.bundles[bundle]
+                pair.weight -= bundle.count * weight
+                if not pair.bundles:
+                    self._part(holder, link, pair)
+            self.touch(link)
+
+    def _part(self, holder: Link, link: Link, pair: Pair) -> None:
+        del holder.passes[link]
+        del link.crossed_by[holder]
+        if link.follows is holder:
+            link.follows = None
+            link.limit = math.inf
+        else:
+            link.other -= pair.load
+            del holder.listeners[link]
+
+    def _hold(self, bundle: Bundle, holder: Link | None, service: int, now: float) -> None:
+        bundle.holder = holder
+        count = bundle.count
+        if holder is None:
+            bundle.service = service
+            bundle.since = now
+            for link, _, load in bundle.uses:
+                link.other += count * load
+                self._push_fall(link, bundle.cap, bundle)
+                self.touch(link)
+            if bundle.tag >= 0:
+                self._announce_bundle(bundle)
+            return
+        if not holder.held:
+            if holder.follows is not None:
+                self._listen(holder)
+            holder.service = 0
+            holder.since = now
+        bundle.offset = holder.service_at(now) - service
+        for link, weight, _ in bundle.uses:
+            if link is holder:
+                link.held[bundle] = None
+                link.held_weight += count * weight
+            else:
+                pair = holder.passes.get(link)
+                if pair is None:
+                    pair = holder.passes[link] = link.crossed_by[holder] = holder.listeners[link] = Pair()
+                pair.bundles[bundle] = None
+                pair.weight += count * weight
+            self.touch(link)
+        self._push_rise(holder, bundle.cap, bundle)
+        if bundle.tag >= 0:
+            heapq.heappush(holder.ends, (bundle.offset + bundle.tag, next(self._numbers), bundle))
+
+    def _push_rise(self, link: Link, level: float, thing: Bundle | Link) -> None:
+        """Remember what leaves ``link`` (a bundle), or is full (another link), once its level is above ``level``."""
+        if len(link.rises) > 4 * (len(link.held) + len(link.passes)) + 64:
+            kept: list[tuple[float, Bundle | Link]] = [(bundle.cap, bundle) for bundle in link.held]
+            kept += [(other.limit, other) for other in link.passes if other.follows is link]
+            link.rises = [(limit, next(self._numbers), whose) for limit, whose in kept]
+            heapq.heapify(link.rises)
+        else:
+            heapq.heappush(link.rises, (level, next(self._numbers), thing))
+
+    def _push_fall(self, link: Link, level: float, thing: Bundle | Link) -> None:
+        """Remember what passes ``link`` at this level, to hold it here once that is too high."""
+        heapq.heappush(link.falls, (-level, next(self._numbers), thing))
+        if len(link.falls) > 2 * link.num_falls_kept + 64:
+            kept = {entry[2]: entry for entry in link.falls if self._passes(link, -entry[0], entry[2])}
+            link.falls = list(kept.values())
+            heapq.heapify(link.falls)
+            link.num_falls_kept = len(link.falls)
+
+    def _passes(self, link: Link, level: float, thing: Bundle | Link) -> bool:
+        """Tell whether this bundle at its limit, or what this other link holds, still passes ``link`` at this level."""
+        if isinstance(thing, Bundle):
+            return thing.holder is None and thing.count >= 0
+        return thing.level == level and thing in link.crossed_by and link.follows is not thing
