@@ -177,7 +177,9 @@ def _attacked(
     backbone, adapters = load_backbone(prepared)
     recipe = with_frame(prepared, make_recipe(prepared), backbone, adapters)
     model = make_tripartite(prepared, backbone)
-    special_ids = frozenset(task.backbone.tokenizer.all_special_ids) - {task.backbone.tokenizer.unk_token_id}
+    tokenizer = task.backbone.tokenizer
+    assert tokenizer is not None
+    special_ids = frozenset(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
     rows = list[AttackRow]()
     executor = TappedExecutor(setting, model, recipe, clients)
     with executor:

@@ -18,6 +18,7 @@ from elsa_ray.config.experiment import ExperimentConfig
 from elsa_ray.config.misbehaviour import Misbehaviour, check_misbehaviour_of_task
 from elsa_ray.config.plugins import find_class
 from elsa_ray.config.protocol import CodecChains
+from elsa_ray.config.task import SizesDataset
 from elsa_ray.model.adapters import Adapters, initial_adapters, make_layout
 from elsa_ray.model.families import family_of
 from elsa_ray.model.tripartite import TripartiteModel
@@ -29,6 +30,7 @@ from elsa_ray.protocols.fedavg import FedAvg
 from elsa_ray.protocols.protocol import Protocol
 from elsa_ray.protocols.setting import Setting
 from elsa_ray.runtime.hardware import resolve_numerics
+from elsa_ray.tasks.model_facts import check_has_weights
 from elsa_ray.tasks.task import load_task
 from elsa_ray.tasks.weights import load_model
 from elsa_ray.training.misbehaviour import misbehaviour_of_clients
@@ -65,6 +67,8 @@ def prepare(config: ExperimentConfig) -> Prepared:
     Raises:
         InputError: anything in config, data or topology is wrong.
     """
+    if config.runtime.executor != "none":
+        _check_can_be_trained(config)
     network = make_network(config.topology, config.seed, Path())
     config = _resolved(config, network)
     task = load_task(config.task, num_clients=len(network.clients), seed=config.seed, base_folder=Path())
@@ -93,6 +97,19 @@ def prepare(config: ExperimentConfig) -> Prepared:
     protocol = find_class("protocol.name", "elsa_ray.protocols", config.protocol.name, PROTOCOLS)
     world = World(network, router, fleet=fleet, edge_slots=config.world.edges.slots)
     return Prepared(config, setting, protocol(config.protocol, setting), world)
+
+
+def _check_can_be_trained(config: ExperimentConfig) -> None:
+    """Refuse what can only be planned.
+
+    Raises:
+        InputError: the model has no weights here, or the data set no texts.
+    """
+    check_has_weights(config.task.model, Path())
+    if isinstance(config.task.dataset, SizesDataset):
+        found = f"a data set of sizes with runtime.executor {config.runtime.executor}"
+        allowed = "texts; sizes alone can be timed and not trained (elsa-ray plan, or runtime.executor: none)"
+        raise InputError("task.dataset.sizes", found, allowed)
 
 
 def _misbehaviour(config: ExperimentConfig, num_clients: int) -> tuple[Misbehaviour | None, ...]:
@@ -170,8 +187,9 @@ def load_backbone(prepared: Prepared) -> tuple[PreTrainedModel, Adapters]:
     """Load the frozen model in fp32 on the CPU, and the first adapters.
 
     Raises:
-        InputError: the weights cannot be had.
+        InputError: the weights cannot be had, or there are no texts to train on.
     """
+    _check_can_be_trained(prepared.config)
     setting = prepared.setting
     model = load_model(setting.task.backbone, setting.task.kind, prepared.config.seed)
     adapters = initial_adapters(setting.layout, model, prepared.config.seed, make_recipe(prepared).adapter_dtype)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic_core import PydanticCustomError
 
 from elsa_ray.config.section import Section
 
@@ -46,20 +47,104 @@ class HubDataset(Section):
     max_examples: PositiveInt | None = None
 
 
+class SizeRange(Section):
+    """Each client has a whole number of samples between two bounds, all equally likely."""
+
+    min: PositiveInt
+    max: PositiveInt
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.max < self.min:
+            raise PydanticCustomError("range_order", "a max of at least min ({min})", {"min": self.min})
+        return self
+
+
+class MeanAndSigma(Section):
+    """Mean of the samples; sigma is the standard deviation, of a lognormal that of the logarithm."""
+
+    mean: float = Field(gt=0, le=1e9)
+    sigma: float = Field(ge=0, le=1e9)
+
+
+class LognormalSizes(Section):
+    """Few clients with much: the logarithm of the samples is normally distributed."""
+
+    lognormal: MeanAndSigma
+    max: PositiveInt | None = None
+    """No client has more."""
+
+
+class NormalSizes(Section):
+    """About the same everywhere; what falls below one sample is one."""
+
+    normal: MeanAndSigma
+    max: PositiveInt | None = None
+    """No client has more."""
+
+
+class ParetoTail(Section):
+    """The share of clients with more than x samples is (min / x) ^ shape."""
+
+    min: PositiveInt
+    shape: float = Field(gt=0)
+
+
+class ParetoSizes(Section):
+    """A heavy tail."""
+
+    pareto: ParetoTail
+    max: PositiveInt | None = None
+    """No client has more."""
+
+
+DrawnSizes = LognormalSizes | NormalSizes | ParetoSizes
+
+
 # The tags are no keys of a section: pydantic puts them into the path of a mistake, where they must not pass for one.
+def _sizes_kind(value: Any) -> str | None:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return "number of samples"
+    keys = value if isinstance(value, dict) else getattr(value, "__dict__", {})
+    return next((f"{key} sizes" for key in ("lognormal", "normal", "pareto", "min") if key in keys), None)
+
+
+class SizesDataset(Section):
+    """No data at all, only how many samples each client has: for ``elsa-ray plan``. Each is ``max_length`` tokens."""
+
+    sizes: Annotated[
+        Annotated[PositiveInt, Tag("number of samples")]
+        | Annotated[SizeRange, Tag("min sizes")]
+        | Annotated[LognormalSizes, Tag("lognormal sizes")]
+        | Annotated[NormalSizes, Tag("normal sizes")]
+        | Annotated[ParetoSizes, Tag("pareto sizes")],
+        Discriminator(
+            _sizes_kind,
+            custom_error_type="sizes_kind",
+            custom_error_message="a number of samples a client, {min: N, max: N}, {lognormal: {mean: N, sigma: X}}, "
+            "{normal: {mean: N, sigma: N}}, or {pareto: {min: N, shape: X}}",
+        ),
+    ]
+    """Samples of a client: a number, a range, or a distribution that each client's is drawn from."""
+    num_labels: Annotated[int, Field(ge=2)] = 2
+    """Labels of a classification: its head is that wide. Without meaning for ``causal_lm``."""
+
+
 def _dataset_kind(value: Any) -> str | None:
     keys = value if isinstance(value, dict) else getattr(value, "__dict__", {})
-    return next((f"{key} dataset" for key in ("hub", "train", "name") if key in keys), None)
+    return next((f"{key} dataset" for key in ("hub", "train", "name", "sizes") if key in keys), None)
 
 
 DatasetConfig = Annotated[
     Annotated[PydocsDataset, Tag("name dataset")]
     | Annotated[FileDataset, Tag("train dataset")]
-    | Annotated[HubDataset, Tag("hub dataset")],
+    | Annotated[HubDataset, Tag("hub dataset")]
+    | Annotated[SizesDataset, Tag("sizes dataset")],
     Discriminator(
         _dataset_kind,
         custom_error_type="dataset_kind",
-        custom_error_message="{name: pydocs}, {train: FILE, test: FILE, text: COLUMN, label: COLUMN}, or {hub: NAME}",
+        custom_error_message="{name: pydocs}, {train: FILE, test: FILE, text: COLUMN, label: COLUMN}, {hub: NAME}, "
+        "or {sizes: SAMPLES A CLIENT}",
     ),
 ]
 

@@ -131,8 +131,7 @@ class SplitChooser:
     def _fits(self, placed: Ints, active_N: np.ndarray) -> Bools:
         setting, step = self._setting, self._step
         num_heads = int(setting.task.backbone.config.num_attention_heads)
-        longest = setting.task.train.lengths
-        length_N = np.array([int(longest[setting.task.partition[client]].max()) for client in placed.tolist()])
+        length_N = setting.task.longest_C[placed]
         sizes: dict[str, Any] = {
             "batch": step.batch_N[placed],
             "length": length_N,

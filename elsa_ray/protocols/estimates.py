@@ -38,9 +38,8 @@ class UsualStep:
 
 def usual_step(setting: Setting, config: ProtocolConfig) -> UsualStep:
     """Return what a step of each client usually is."""
-    lengths = setting.task.train.lengths
     batch_N = np.minimum(config.batch_size, setting.num_examples)
-    length_N = np.array([int(np.ceil(lengths[indices].mean())) for indices in setting.task.partition], np.int64)
+    length_N = np.ceil(setting.task.mean_length_C).astype(np.int64)
     usual = LocalWork(np.ones_like(batch_N), batch_N[:, None], length_N[:, None])
     up = usual.step_bytes(setting, Role.ACTIVATION_UP) + usual.step_bytes(setting, Role.GRADIENT_UP)
     down = usual.step_bytes(setting, Role.ACTIVATION_DOWN) + usual.step_bytes(setting, Role.GRADIENT_DOWN)

@@ -14,6 +14,7 @@ from elsa_ray.codecs.wire import adapter_num_bytes, calibration_num_bytes, hidde
 from elsa_ray.config.protocol import ProtocolConfig
 from elsa_ray.model.adapters import AdapterTensor
 from elsa_ray.protocols.setting import Setting
+from elsa_ray.tasks.batches import steps_of
 from elsa_ray.training.batches import batch_sizes, examples_of_steps
 from elsa_ray.training.cohort import STEP_ROLES, CalibrationSizes
 from elsa_ray.training.messages import MAKERS
@@ -54,6 +55,8 @@ def local_work(
     setting: Setting, config: ProtocolConfig, *, round_index: int, edge_round: int, clients: npt.NDArray[np.int64]
 ) -> LocalWork:
     """Draw the batches of the clients' work items; the executor draws the same ones again."""
+    if setting.task.planned_length is not None:
+        return _work_of_one_length(setting.num_examples[clients], config, setting.task.planned_length)
     batches, longest = [], []
     for client in clients.tolist():
         key = WorkKey(round_index, edge_round, client)
@@ -64,6 +67,21 @@ def local_work(
     num_steps_W = np.array([len(batch_T) for batch_T in batches], np.int64)
     most = int(num_steps_W.max(initial=0))
     return LocalWork(num_steps_W, _padded(batches, most), _padded(longest, most))
+
+
+def _work_of_one_length(counts_W: npt.NDArray[np.int64], config: ProtocolConfig, length: int) -> LocalWork:
+    """Return the batches of clients with so many examples, all of one length: which ones are drawn does not matter."""
+    num_steps_W = steps_of(
+        counts_W, config.batch_size, local_steps=config.local_steps, local_epochs=config.local_epochs
+    )
+    batch_W1 = np.minimum(config.batch_size, counts_W)[:, None]
+    step_T = np.arange(int(num_steps_W.max(initial=0)))
+    batch_WT = np.where(step_T < num_steps_W[:, None], batch_W1, 0)
+    if config.local_epochs is not None:
+        steps_an_epoch_W1 = (num_steps_W // config.local_epochs)[:, None]
+        ends_epoch_WT = (batch_WT > 0) & ((step_T + 1) % steps_an_epoch_W1 == 0)
+        batch_WT -= np.where(ends_epoch_WT, steps_an_epoch_W1 * batch_W1 - counts_W[:, None], 0)
+    return LocalWork(num_steps_W, batch_WT, np.where(batch_WT > 0, length, 0))
 
 
 def planned_step_bytes(setting: Setting, config: ProtocolConfig, key: WorkKey) -> npt.NDArray[np.int64]:

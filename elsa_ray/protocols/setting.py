@@ -70,4 +70,4 @@ class Setting:
     @property
     def num_examples(self) -> npt.NDArray[np.int64]:
         """Examples of each client."""
-        return np.array([len(indices) for indices in self.task.partition], np.int64)
+        return self.task.partition.counts

@@ -43,6 +43,7 @@ def export_adapter(
     with quiet_transformers():
         if backbone.hub_id is None:
             model.save_pretrained(folder / BASE)
+            assert backbone.tokenizer is not None
             backbone.tokenizer.save_pretrained(folder / BASE)
         base = backbone.hub_id or str(folder / BASE)
         peft_model = get_peft_model(model, _lora_config(setting))

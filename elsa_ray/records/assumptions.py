@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from elsa_ray.config.section import Section
+from elsa_ray.config.task import SizesDataset, TaskConfig
 from elsa_ray.config.topology import HierarchicalTopology
 from elsa_ray.protocols.setting import Setting
-from elsa_ray.records.human import human_bandwidth, human_flops, human_seconds
+from elsa_ray.records.human import human_bandwidth, human_flops, human_seconds, sizes_text
 from elsa_ray.world.devices import Device
 
 
@@ -27,6 +28,7 @@ def assumptions(setting: Setting, executor: str) -> list[str]:
         "Energy: computation above idle of clients and edge servers, and the clients' radios; no idle power, no "
         "routers, no cloud.",
         *_payload_sentences(setting),
+        *_data_sentences(setting),
         *_executor_sentences(setting, executor),
     ]
 
@@ -96,6 +98,16 @@ def _payload_sentences(setting: Setting) -> list[str]:
             f"Payload sizes of {', '.join(bounds)} are upper bounds: their codecs' output varies in length."
         )
     return sentences
+
+
+def _data_sentences(setting: Setting) -> list[str]:
+    dataset, length = setting.config.task.dataset, setting.task.planned_length
+    if not isinstance(dataset, SizesDataset):
+        return []
+    sentence = f"Data: {sizes_text(dataset)}, each planned at task.max_length, {length} tokens; real texts are shorter."
+    if setting.config.task.partition != TaskConfig.model_fields["partition"].default:
+        sentence += " task.partition has no meaning here: there are no examples to deal."
+    return [sentence]
 
 
 def _executor_sentences(setting: Setting, executor: str) -> list[str]:

@@ -7,6 +7,7 @@ import math
 from elsa_ray.config.experiment import ExperimentConfig
 from elsa_ray.config.protocol import CodecChains
 from elsa_ray.config.split import AutoSplitConfig
+from elsa_ray.config.task import SizeRange, SizesDataset
 
 NOTHING = "–"
 """Stands for a value that there is not."""
@@ -89,11 +90,26 @@ def split_name(config: ExperimentConfig) -> str:
 def data_name(config: ExperimentConfig) -> str:
     """Return what the data are called: the packaged name, the file's name, or the hub's."""
     dataset = config.task.dataset
+    if isinstance(dataset, SizesDataset):
+        return f"sizes only, {sizes_text(dataset)}"
     for field in ("name", "train", "hub"):
         value = getattr(dataset, field, None)
         if value is not None:
             return str(value).replace("\\", "/").rsplit("/", 1)[-1] if field == "train" else str(value)
     return type(dataset).__name__
+
+
+def sizes_text(dataset: SizesDataset) -> str:
+    """Return how many samples a client has, such as ``32`` or ``lognormal (mean 32, sigma 1) samples a client``."""
+    sizes = dataset.sizes
+    if isinstance(sizes, int):
+        return f"{sizes:,} samples a client"
+    if isinstance(sizes, SizeRange):
+        return f"{sizes.min:,} to {sizes.max:,} samples a client"
+    ((kind, figures), *_) = sizes.model_dump().items()
+    told = ", ".join(f"{name} {value:g}" for name, value in figures.items())
+    at_most = f", at most {sizes.max:,}" if sizes.max is not None else ""
+    return f"{kind} ({told}){at_most} samples a client"
 
 
 def _scaled(value: float | None, units: tuple[str, ...]) -> str:

@@ -26,6 +26,7 @@ from elsa_ray.records.human import (
     split_name,
 )
 from elsa_ray.records.round import Round
+from elsa_ray.tasks.task import Task
 
 
 class RunProgress:
@@ -109,7 +110,7 @@ def print_start(setting: Setting, console: Console) -> None:
         "model": f"{task.backbone.name}: {setting.shape.num_layers} blocks, "
         f"{setting.shape.num_parameters:,} parameters, "
         f"LoRA of rank {setting.layout.rank}, split {split_name(config)}",
-        "data": f"{data_name(config)}: {len(task.train):,} training and {len(task.test):,} test texts, {learns}",
+        "data": f"{data_name(config)}: {_amount(task)}, {learns}",
         "network": f"{setting.num_clients} clients, {len(setting.network.edges)} edges; {links}",
         "client": _clients_text(setting),
         "edge": f"{device_text(setting.fleet.edge)}; {config.world.edges.slots} slots",
@@ -118,6 +119,12 @@ def print_start(setting: Setting, console: Console) -> None:
         "seed": str(config.seed),
     }
     _print_rows(rows, f"elsa-ray: {config.name}", console)
+
+
+def _amount(task: Task) -> str:
+    if task.planned_length is not None:
+        return f"{task.partition.num_examples:,} in all, each {task.planned_length} tokens"
+    return f"{len(task.train):,} training and {len(task.test):,} test texts"
 
 
 def _clients_text(setting: Setting) -> str:

@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from elsa_ray.config.errors import InputError
 from elsa_ray.config.load import dump_config
+from elsa_ray.config.task import SizesDataset
 from elsa_ray.network import make_network
 from elsa_ray.network.graph import Network
 from elsa_ray.records import human
@@ -110,10 +111,12 @@ def _headline(run: RunRecord, num_clients: int) -> list[tuple[str, str, str]]:
 
 def _about(run: RunRecord, network: Network) -> dict[str, str]:
     config, figures = run.config, run.figures
+    has_texts = not isinstance(config.task.dataset, SizesDataset)
+    partition = f", partition {config.task.partition.kind}" if has_texts else ""
     about = {
         "protocol": f"{config.protocol.name}, split {human.split_name(config)}, codec {human.codec_name(config)}",
         "model": f"{config.task.model}, LoRA of rank {config.task.lora.rank}",
-        "data": f"{human.data_name(config)}, {config.task.kind}, partition {config.task.partition.kind}",
+        "data": f"{human.data_name(config)}, {config.task.kind}{partition}",
         "network": f"{len(network.clients):,} clients, {len(network.edges):,} edge servers",
         "precision": str(figures.get("precision") or human.NOTHING),
         "seed": str(config.seed),

@@ -42,7 +42,8 @@ class Backbone:
     """As the config names it."""
     config: PreTrainedConfig
     """The task's labels and the padding token are set, every dropout probability is 0."""
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerBase | None
+    """None for a model that is only planned with."""
     weights: Path | str | None
     """The folder or the hub id to load from; None: a random initialisation."""
     hub_id: str | None
@@ -179,7 +180,8 @@ def _config_and_tokenizer(source: str, *, local_files_only: bool) -> tuple[PreTr
 def _fitted(found: Backbone, kind: TaskKind, num_labels: int, label_names: Sequence[str]) -> Backbone:
     """Return the backbone with its config set for the task, once it is clear that it can do the task."""
     config, tokenizer = copy.deepcopy(found.config), found.tokenizer
-    _check_kind(found.name, config, kind)
+    assert tokenizer is not None
+    check_kind(found.name, config, kind)
     # Where there are no tokenizer files, transformers makes up a vocabulary of special tokens alone.
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
         allowed = "a model with its tokenizer, or texts that a vocabulary can be made of"
@@ -204,7 +206,12 @@ def _fitted(found: Backbone, kind: TaskKind, num_labels: int, label_names: Seque
     return Backbone(found.name, config, tokenizer, found.weights, found.hub_id)
 
 
-def _check_kind(name: str, config: PreTrainedConfig, kind: TaskKind) -> None:
+def check_kind(name: str, config: PreTrainedConfig, kind: TaskKind) -> None:
+    """Check that a model can do a task.
+
+    Raises:
+        InputError: it cannot.
+    """
     model_type = config.model_type
     if kind == "classification":
         if model_type not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:

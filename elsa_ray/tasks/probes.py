@@ -88,6 +88,23 @@ def load_probes(
     return tokenize(tokenizer, examples, max_length, kind)
 
 
+def planned_probes(config: ProbesConfig | None, max_length: int) -> TokenizedTexts | None:
+    """Return as many probes of the configured length as are asked for; their tokens mean nothing.
+
+    For a data set that is sizes only: neither texts nor a tokenizer are there.
+
+    Raises:
+        InputError: the probes are to be texts, or longer than ``max_length``.
+    """
+    if config is None:
+        return None
+    if not isinstance(config, GeneratedProbes):
+        raise InputError("task.probes.kind", config.kind, "generated, with a dataset of sizes: there are no texts")
+    if config.length > max_length:
+        raise InputError("task.probes.length", config.length, f"1 to {max_length} (task.max_length)")
+    return ragged([[0] * config.length] * config.count, None)
+
+
 def _of_file(config: FileProbes, base_folder: Path) -> Examples:
     table = read_file(config.file, base_folder=base_folder, columns=[config.text], field="task.probes.file")
     texts = checked_texts(table, config.text, allow_blank=False)[: config.count]

@@ -15,10 +15,14 @@ from tokenizers.trainers import WordPieceTrainer
 from transformers import PreTrainedTokenizerFast
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+VOCAB_SIZE = 4096
+"""Most entries of a vocabulary, special tokens included."""
 _PREFIX = "##"
 
 
-def train_wordpiece(texts: Sequence[str], vocab_size: int = 4096, *, causal: bool = False) -> PreTrainedTokenizerFast:
+def train_wordpiece(
+    texts: Sequence[str], vocab_size: int = VOCAB_SIZE, *, causal: bool = False
+) -> PreTrainedTokenizerFast:
     """Train a lower-case WordPiece vocabulary and wrap it for transformers; ``[PAD]`` is token 0.
 
     The trainer of the ``tokenizers`` library numbers the single characters in the order of a hash table that differs
