@@ -1,4 +1,4 @@
-"""The bundled figures of models without weights: parameters, adapters, memory; against empty models and known totals."""
+"""Bundled figures of models without weights: parameters and adapters, against empty models and known totals."""
 
 from __future__ import annotations
 
