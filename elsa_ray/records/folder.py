@@ -25,6 +25,8 @@ from elsa_ray.records.tables import (
 )
 from elsa_ray.records.totals import Totals
 from elsa_ray.records.work_time import WorkClock
+from elsa_ray.world.transfer_parts import transfer_parts
+from elsa_ray.world.ways import Ways
 
 CONFIG, SUMMARY, ROUNDS = "config.yaml", "summary.json", "rounds.jsonl"
 TRANSFERS, EVENTS = "transfers.parquet", "events.parquet"
@@ -41,6 +43,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.totals = Totals()
+        self._ways: Ways | None = None
         self._clock: WorkClock | None = None
         self._last: tuple[Round, Setting] | None = None
         self._rounds = (path / ROUNDS).open("a", encoding="utf-8")
@@ -68,10 +71,12 @@ class RunFolder:
 
         The line is on the disk when this returns; the tables are whole after ``close``.
         """
-        if self._clock is None:
-            self._clock = WorkClock(setting.network)
-        arrived = self._clock.add(round_.plan, round_.timeline)
-        line = round_line(round_, setting, arrived)
+        if self._ways is None or self._clock is None:
+            self._ways = Ways(setting.router.route)
+            self._clock = WorkClock(setting.network, self._ways)
+        parts = transfer_parts(round_.timeline, self._ways)
+        arrived = self._clock.add(round_.plan, round_.timeline, parts)
+        line = round_line(round_, setting, arrived, parts)
         self._rounds.write(json_text(line) + "\n")
         self._rounds.flush()
         index = round_.report.round_index

@@ -28,6 +28,11 @@ def human_joules(joules: float | None) -> str:
     return _scaled(joules, ("J", "kJ", "MJ", "GJ"))
 
 
+def human_count(count: float | None) -> str:
+    """Return such as ``950``, ``1.2 M`` or ``6.8 T``."""
+    return _scaled(count, ("", "k", "M", "G", "T", "P", "E")).strip()
+
+
 def human_flops(flops_per_second: float) -> str:
     """Return such as ``20 GFLOP/s``."""
     return _scaled(flops_per_second, ("FLOP/s", "kFLOP/s", "MFLOP/s", "GFLOP/s", "TFLOP/s", "PFLOP/s"))

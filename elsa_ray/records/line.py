@@ -9,12 +9,17 @@ import numpy as np
 
 from elsa_ray.clustering.assignment import PARKED
 from elsa_ray.protocols.setting import Setting
+from elsa_ray.records.breakdown import breakdown, memory_bytes
 from elsa_ray.records.round import Round
+from elsa_ray.records.slowest import slowest_clients
 from elsa_ray.records.work_time import ArrivedWork
+from elsa_ray.world.critical_path import critical_path
 from elsa_ray.world.energy import energy_joules
+from elsa_ray.world.link_load import LinkLoad, busiest_links
 from elsa_ray.world.plan import ActivityKind
 from elsa_ray.world.roles import Role
 from elsa_ray.world.timeline import Timeline
+from elsa_ray.world.transfer_parts import TransferParts
 
 STEP_CONTENT = (
     Role.ACTIVATION_UP,
@@ -27,14 +32,21 @@ STEP_CONTENT = (
 """What crosses the cuts in training steps, with the keys and bases that its codecs need."""
 
 
-def round_line(round_: Round, setting: Setting, arrived: ArrivedWork) -> dict[str, Any]:
+def round_line(round_: Round, setting: Setting, arrived: ArrivedWork, parts: TransferParts) -> dict[str, Any]:
     """Return a round in plain values.
 
     ``simulated_seconds`` and ``num_bytes`` are those of the run up to the round's end; ``bytes_by_role``,
     ``bytes_uncompressed``, energy, work and wall time are the round's own. Clients are indices.
+
+    Args:
+        round_: the round.
+        setting: the run's circumstances.
+        arrived: its work that is over.
+        parts: of its transfers.
     """
     report, timeline = round_.report, round_.timeline
     score = report.score
+    path = critical_path(round_.plan, timeline, parts, setting.network)
     energy = energy_joules(timeline, setting.network, setting.fleet)
     is_step = (timeline.activities.kind == ActivityKind.TRANSFER) & np.isin(timeline.activities.label, STEP_CONTENT)
     return {
@@ -60,6 +72,13 @@ def round_line(round_: Round, setting: Setting, arrived: ArrivedWork) -> dict[st
         "work_skipped": len(timeline.skipped),
         "work_late": len(timeline.pending),
         "simulated_seconds_by_activity": arrived.by_kind(),
+        "transfer_seconds_by_part": arrived.by_part(),
+        "waited_for": path.seconds,
+        "waited_for_clients": list(path.clients),
+        "breakdown": breakdown(timeline, setting, parts, arrived),
+        "memory_bytes": memory_bytes(round_.plan, setting),
+        "slowest_clients": slowest_clients(arrived, timeline, setting.network),
+        "links": [_link(load) for load in busiest_links(timeline, parts, setting.network)],
         "participated": list(report.participated),
         "dropped": list(report.dropped),
         "late": list(report.late),
@@ -71,6 +90,11 @@ def round_line(round_: Round, setting: Setting, arrived: ArrivedWork) -> dict[st
         "cohorts": {"count": len(report.cohort_sizes), "members": sum(report.cohort_sizes)},
         "wall_seconds": dict(round_.wall_seconds),
     }
+
+
+def _link(load: LinkLoad) -> dict[str, Any]:
+    profile = [round(value, 4) for value in load.profile_B.tolist()]
+    return {"name": load.name, "num_bytes": load.num_bytes, "utilisation": load.utilisation, "profile": profile}
 
 
 def _node_name(setting: Setting, node: int) -> str | None:

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from elsa_ray.config.topology import HierarchicalTopology
 from elsa_ray.protocols.setting import Setting
+from elsa_ray.records.answers import TextTable, all_tables, short_tables
 from elsa_ray.records.assumptions import device_text, links_text
 from elsa_ray.records.human import (
     codec_name,
@@ -135,13 +136,16 @@ def _clients_text(setting: Setting) -> str:
 
 
 def print_summary(summary: Mapping[str, Any], folder: Path, console: Console) -> None:
-    """Show the end of a run.
+    """Show the end of a run: of a plan with all tables of its breakdown, else with those that say why it took so long.
 
     Args:
         summary: as ``make_summary`` returns it.
         folder: the run's.
         console: where to.
     """
+    tables = all_tables(summary) if summary["executor"] == "none" else short_tables(summary)
+    for table in tables:
+        _print_table(table, console)
     metrics = summary["metrics"]
     rows = {"ended by": f"{summary['stop_reason']}, after {summary['rounds_completed']} rounds"}
     if summary["accuracy"] is not None:
@@ -175,3 +179,14 @@ def _print_rows(rows: Mapping[str, str], title: str, console: Console) -> None:
     for name, value in rows.items():
         table.add_row(name, escape(value))
     console.print(table, highlight=False)
+
+
+def _print_table(text: TextTable, console: Console) -> None:
+    table = Table(title=text.title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for number, title in enumerate(text.header):
+        table.add_column(title, justify="left" if number < text.num_texts else "right", header_style="dim")
+    for row in text.rows:
+        table.add_row(*map(escape, row))
+    console.print()
+    console.print(table, highlight=False)
+    console.print(text.note, style="dim", markup=False, highlight=False)

@@ -6,7 +6,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from elsa_ray.records.slowest import merged_slowest
 from elsa_ray.records.work_time import TIME_KINDS
+from elsa_ray.world.critical_path import PATH_KINDS
+from elsa_ray.world.transfer_parts import PARTS
 
 CLIENT_SETS = ("participated", "dropped", "failed", "parked", "excluded")
 LAST_FIGURES = ("accuracy", "loss", "macro_f1", "perplexity", "accuracy_over_cuts", "loss_over_cuts")
@@ -40,6 +43,11 @@ class Totals:
         self._bytes_by_role: Counter[str] = Counter()
         self._activity_seconds: Counter[str] = Counter()
         self._wall_seconds: Counter[str] = Counter()
+        self._part_seconds: Counter[str] = Counter()
+        self._waited_for: Counter[str] = Counter()
+        self._memory_bytes: dict[str, int] = {}
+        self._breakdown: dict[str, Any] = {}
+        self._slowest: list[dict[str, Any]] = []
         for line in lines:
             self.add(line)
 
@@ -64,6 +72,12 @@ class Totals:
         self._bytes_by_role.update(line["bytes_by_role"])
         self._activity_seconds.update(line["simulated_seconds_by_activity"])
         self._wall_seconds.update(line["wall_seconds"])
+        self._part_seconds.update(line["transfer_seconds_by_part"])
+        self._waited_for.update(line["waited_for"])
+        for tier, num_bytes in line["memory_bytes"].items():
+            self._memory_bytes[tier] = max(self._memory_bytes.get(tier, 0), num_bytes)
+        self._breakdown = _sum_of(self._breakdown, line["breakdown"])
+        self._slowest = merged_slowest([*self._slowest, *line["slowest_clients"]])
         self._add_scores(line)
 
     def _add_scores(self, line: Mapping[str, Any]) -> None:
@@ -107,6 +121,13 @@ class Totals:
             },
             "simulated_seconds": self.simulated_seconds,
             "simulated_seconds_by_activity": self._by_activity(),
+            "breakdown": {
+                "where_time_goes": self._where_time_goes(),
+                "rounds_waited_for": {kind: self._waited_for[kind] for kind in PATH_KINDS if kind in self._waited_for},
+                **self._breakdown,
+                "memory_bytes": dict(self._memory_bytes),
+            },
+            "slowest_clients": self._slowest,
             "bytes_total": self.bytes_total,
             "bytes_by_role": self.bytes_by_role,
             "bytes_uncompressed_total": uncompressed,
@@ -138,3 +159,28 @@ class Totals:
         sums = {kind: float(self._activity_seconds[kind]) for kind in TIME_KINDS}
         mean = {kind: seconds / num_clients if num_clients else 0.0 for kind, seconds in sums.items()}
         return {"sum": sums, "mean_per_client": mean}
+
+    def _where_time_goes(self) -> dict[str, Any]:
+        """Return the time of all work that arrived by its cause, summed and as the mean of a client that took part."""
+        activity, num_clients = self._activity_seconds, len(self.clients["participated"])
+        sums = {
+            "client_compute": activity["client_compute"],
+            "edge_compute": activity["edge_compute"],
+            "queueing": activity["client_queue"] + activity["edge_queue"],
+            **{part: self._part_seconds[part] for part in PARTS},
+            "waiting": activity["waiting_for_model"] + activity["waiting_for_gather"],
+        }
+        floats = {cause: float(seconds) for cause, seconds in sums.items()}
+        mean = {cause: seconds / num_clients if num_clients else 0.0 for cause, seconds in floats.items()}
+        return {"sum": floats, "mean_per_client": mean}
+
+
+def _sum_of(before: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the sum of two trees of numbers; what only one of them has is taken as it is."""
+    total = dict(before)
+    for name, value in more.items():
+        if isinstance(value, Mapping):
+            total[name] = _sum_of(before.get(name, {}), value)
+        else:
+            total[name] = before.get(name, 0) + value
+    return total

@@ -13,8 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from elsa_ray.network.graph import Network
+from elsa_ray.network.routes import Router
 from elsa_ray.world.plan import ActivityKind, Floats, Ints, Plan, WorkKey
 from elsa_ray.world.timeline import Outcome, Timeline
+from elsa_ray.world.transfer_parts import PARTS, TransferParts, transfer_parts
+from elsa_ray.world.ways import Ways
 
 TIME_KINDS = (
     "waiting_for_model",
@@ -33,23 +36,50 @@ _WAIT, _CLIENT, _CLIENT_QUEUE, _EDGE, _EDGE_QUEUE, _UP, _DOWN, _GATHER = range(l
 
 
 @dataclass(frozen=True)
-class ArrivedWork:
-    """The work items that a round's gathers took.
+class WorkTimes:
+    """Work items of a round that are over, with where their time went.
 
     Attributes:
         keys: which.
-        opening_seconds, closing_seconds: simulated time of the opening and of the gather, of each.
+        rows: of each in the timeline's work.
+        opening_seconds, closing_seconds: simulated time of the opening, and of the gather (or of the drop), of each.
         seconds_WK: where the time between went, in the order of TIME_KINDS.
+        transfer_seconds_W3: the time of transfers up and down again, in the order of PARTS.
     """
 
     keys: tuple[WorkKey, ...]
+    rows: Ints
     opening_seconds: Floats
     closing_seconds: Floats
     seconds_WK: Floats
+    transfer_seconds_W3: Floats
 
     def by_kind(self) -> dict[str, float]:
         """Return the seconds of all items together, by kind."""
         return dict(zip(TIME_KINDS, self.seconds_WK.sum(axis=0).tolist(), strict=True))
+
+    def by_part(self) -> dict[str, float]:
+        """Return the seconds of all items' transfers together, by part."""
+        return dict(zip(PARTS, self.transfer_seconds_W3.sum(axis=0).tolist(), strict=True))
+
+    @property
+    def active_seconds(self) -> Floats:
+        """From the opening to the item's own end: without what it waited for the gather."""
+        active: Floats = self.seconds_WK[:, :_GATHER].sum(axis=1)
+        return active
+
+
+@dataclass(frozen=True)
+class ArrivedWork(WorkTimes):
+    """The work items that a round's gathers took.
+
+    Attributes:
+        dropped: the items that were dropped in the round.
+        queue_seconds: what computations of all items waited for a device, by (Stage, whether at an edge).
+    """
+
+    dropped: WorkTimes
+    queue_seconds: dict[tuple[int, bool], float]
 
 
 @dataclass(frozen=True)
@@ -59,6 +89,7 @@ class _Unfinished:
     opening: float
     last_finish: float
     seconds_K: Floats
+    transfer_seconds_3: Floats
 
 
 class WorkClock:
@@ -66,19 +97,35 @@ class WorkClock:
 
     Args:
         network: the topology.
+        ways: its paths; by default they are looked up anew.
     """
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, ways: Ways | None = None) -> None:
         kinds = np.array(network.node_kinds)
         self._is_edge, self._is_client = kinds == "edge", kinds == "client"
+        self._ways = ways if ways is not None else Ways(Router(network).route)
         self._unfinished: dict[WorkKey, _Unfinished] = {}
 
-    def add(self, plan: Plan, timeline: Timeline) -> ArrivedWork:
-        """Take one round in, and return the work that its gathers took; rounds must come in order."""
+    def add(self, plan: Plan, timeline: Timeline, parts: TransferParts | None = None) -> ArrivedWork:
+        """Take one round in, and return the work that its gathers took; rounds must come in order.
+
+        Args:
+            plan, timeline: of the round.
+            parts: of its transfers, where the caller has them.
+        """
+        parts = parts if parts is not None else transfer_parts(timeline, self._ways)
         keys = [timeline.work.key(row) for row in range(len(timeline.work))]
-        opening_W, last_W, seconds_WK = self._begin(plan, timeline, keys)
-        self._add_activities(timeline, last_W, seconds_WK)
+        opening_W, last_W, seconds_WK, parts_W3 = self._begin(plan, timeline, keys)
+        queues = self._add_activities(timeline, last_W, seconds_WK)
+        self._add_parts(timeline, parts, parts_W3)
         row_of_key = {key: row for row, key in enumerate(keys)}
+
+        def times(wanted: list[tuple[WorkKey, float]]) -> WorkTimes:
+            rows = np.array([row_of_key[key] for key, _ in wanted], np.int64)
+            closing = np.array([seconds for _, seconds in wanted], np.float64)
+            own = tuple(key for key, _ in wanted)
+            return WorkTimes(own, rows, opening_W[rows], closing, seconds_WK[rows], parts_W3[rows])
+
         arrived = [
             (key, seconds)
             for taken, seconds in zip(timeline.arrivals, timeline.gather_seconds.tolist(), strict=True)
@@ -89,16 +136,17 @@ class WorkClock:
         seconds_WK[rows, _GATHER] += closing - last_W[rows]
         over = {*(key for key, _ in arrived), *timeline.dropped, *timeline.skipped}
         self._unfinished = {
-            key: _Unfinished(float(opening_W[row]), float(last_W[row]), seconds_WK[row].copy())
+            key: _Unfinished(float(opening_W[row]), float(last_W[row]), seconds_WK[row].copy(), parts_W3[row].copy())
             for key, row in row_of_key.items()
             if key not in over
         }
-        return ArrivedWork(tuple(key for key, _ in arrived), opening_W[rows], closing, seconds_WK[rows])
+        dropped = times([(key, float(last_W[row_of_key[key]])) for key in timeline.dropped])
+        return ArrivedWork(**vars(times(arrived)), dropped=dropped, queue_seconds=queues)
 
-    def _begin(self, plan: Plan, timeline: Timeline, keys: list[WorkKey]) -> tuple[Floats, Floats, Floats]:
-        """Return opening [W], end of what is accounted for so far [W], and seconds so far [W, K]."""
+    def _begin(self, plan: Plan, timeline: Timeline, keys: list[WorkKey]) -> tuple[Floats, Floats, Floats, Floats]:
+        """Return opening [W], end of what is accounted for so far [W], and seconds so far [W, K] and [W, 3]."""
         num_carried = len(keys) - len(plan.work)
-        seconds_WK = np.zeros((len(keys), len(TIME_KINDS)))
+        seconds_WK, parts_W3 = np.zeros((len(keys), len(TIME_KINDS))), np.zeros((len(keys), len(PARTS)))
         opener_G = plan.gathers.opener
         offset = len(timeline.activities) - len(plan.activities)
         finish_G = timeline.finish_seconds[np.where(opener_G >= 0, opener_G + offset, 0)]
@@ -110,16 +158,20 @@ class WorkClock:
             before = self._unfinished.get(key)
             if before is not None:
                 opening_W[row], last_W[row], seconds_WK[row] = before.opening, before.last_finish, before.seconds_K
-        return opening_W, last_W, seconds_WK
+                parts_W3[row] = before.transfer_seconds_3
+        return opening_W, last_W, seconds_WK, parts_W3
 
-    def _add_activities(self, timeline: Timeline, last_W: Floats, seconds_WK: Floats) -> None:
-        """Add the durations of what ended in this timeline, and the gaps before."""
+    def _add_activities(self, timeline: Timeline, last_W: Floats, seconds_WK: Floats) -> dict[tuple[int, bool], float]:
+        """Add the durations of what ended in this timeline, and the gaps before; returns the queues by stage."""
         activities = timeline.activities
-        rows = np.flatnonzero((activities.work >= 0) & (timeline.outcome == Outcome.DONE))
+        is_over = (timeline.outcome == Outcome.DONE) | (timeline.outcome == Outcome.DROPPED)
+        rows = np.flatnonzero((activities.work >= 0) & is_over)
         rows = rows[np.argsort(activities.work[rows], kind="stable")]
         if not len(rows):
-            return
+            return {}
         work, start, finish = activities.work[rows], timeline.start_seconds[rows], timeline.finish_seconds[rows]
+        # What was dropped before it started has only waited.
+        start = np.where(np.isfinite(start), start, finish)
         is_first = np.concatenate([[True], work[1:] != work[:-1]])
         is_last = np.concatenate([is_first[1:], [True]])
         previous = np.where(is_first, last_W[work], np.concatenate([[0.0], finish[:-1]]))
@@ -127,6 +179,20 @@ class WorkClock:
         np.add.at(seconds_WK, (work, gap_kind), start - previous)
         np.add.at(seconds_WK, (work, duration_kind), finish - start)
         last_W[work[is_last]] = finish[is_last]
+        queues: dict[tuple[int, bool], float] = {}
+        for kind, at_edge in ((_CLIENT_QUEUE, False), (_EDGE_QUEUE, True)):
+            chosen = gap_kind == kind
+            seconds = np.bincount(activities.label[rows[chosen]], weights=(start - previous)[chosen])
+            queues |= {(stage, at_edge): value for stage, value in enumerate(seconds.tolist()) if value}
+        return queues
+
+    def _add_parts(self, timeline: Timeline, parts: TransferParts, parts_W3: Floats) -> None:
+        """Add the parts of the transfers' durations."""
+        work_T = timeline.activities.work[parts.rows_T]
+        of_work = work_T >= 0
+        for part in range(len(PARTS)):
+            seconds_T = parts.seconds_T3[of_work, part]
+            parts_W3[:, part] += np.bincount(work_T[of_work], weights=seconds_T, minlength=len(parts_W3))
 
     def _kinds(self, timeline: Timeline, rows: Ints) -> tuple[Ints, Ints]:
         """Return for each row the kind of the gap before it and of its duration."""
