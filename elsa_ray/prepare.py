@@ -40,6 +40,8 @@ from elsa_ray.world.availability import make_availability
 from elsa_ray.world.devices import devices_of_clients, find_device
 from elsa_ray.world.faults import make_faults
 from elsa_ray.world.fleet import Fleet
+from elsa_ray.world.plan import Floats
+from elsa_ray.world.traces import read_device_capacities
 from elsa_ray.world.world import Adversity, World
 
 PROTOCOLS: dict[str, type[Protocol]] = {"elsa": Elsa, "fedavg": FedAvg}
@@ -71,7 +73,7 @@ def prepare(config: ExperimentConfig) -> Prepared:
     """
     if config.runtime.executor != "none":
         _check_can_be_trained(config)
-    network = make_network(config.topology, config.seed, Path())
+    network, rate_N = _as_measured(config, make_network(config.topology, config.seed, Path()))
     config = _resolved(config, network)
     task = load_task(config.task, num_clients=len(network.clients), seed=config.seed, base_folder=Path())
     causal_lm = config.task.kind == "causal_lm"
@@ -84,6 +86,8 @@ def prepare(config: ExperimentConfig) -> Prepared:
         devices_of_clients(config.world.clients.device, len(network.clients), config.seed, "world.clients.device"),
         find_device(config.world.edges.device, "world.edges.device"),
     )
+    if rate_N is not None:
+        fleet = fleet.with_flops_per_second(rate_N)
     router = Router(network)
     setting = Setting(
         config=config,
@@ -125,6 +129,17 @@ def _check_can_be_trained(config: ExperimentConfig) -> None:
         found = f"a data set of sizes with runtime.executor {config.runtime.executor}"
         allowed = "texts; sizes alone can be timed and not trained (elsa-ray plan, or runtime.executor: none)"
         raise InputError("task.dataset.sizes", found, allowed)
+
+
+def _as_measured(config: ExperimentConfig, network: Network) -> tuple[Network, Floats | None]:
+    """Return the network with the bandwidths, and the clients' FLOP/s, that a file says; None where none does."""
+    told = config.world.clients.capacities
+    if told is None:
+        return network, None
+    capacities = read_device_capacities(told.file, len(network.clients), config.seed, told.flops_per_sample)
+    if told.links:
+        network = network.with_client_bandwidths(capacities.bytes_per_second)
+    return network, capacities.flops_per_second
 
 
 def _misbehaviour(config: ExperimentConfig, num_clients: int) -> tuple[Misbehaviour | None, ...]:

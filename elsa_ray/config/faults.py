@@ -81,7 +81,7 @@ class _Window(Section):
 class LinkFault(_Window):
     """Links that are slower for a while, or down. Exactly one of ``link`` and ``share``."""
 
-    link: Annotated[list[str], Field(min_length=2, max_length=2)] | None = None
+    link: list[str] | None = None
     """The names of its two nodes; both directions are hit."""
     share: float | None = Field(default=None, gt=0, le=1)
     """Share of the links, rounded up; which, the seed decides."""
@@ -94,6 +94,8 @@ class LinkFault(_Window):
     def _says_which(self) -> Self:
         if (self.link is None) == (self.share is None):
             raise ValueError("exactly one of link and share")
+        if self.link is not None and len(self.link) != 2:
+            raise ValueError("a link as [NODE, NODE], the names of its two ends")
         return self
 
 

@@ -172,4 +172,8 @@ def _with_absolute_paths(config: ExperimentConfig, base_folder: Path) -> Experim
     if isinstance(world.availability, Trace | FedScaleTrace):
         availability = world.availability.model_copy(update={"file": anchored(world.availability.file)})
         world = world.model_copy(update={"availability": availability})
+    if world.clients.capacities is not None:
+        capacities = world.clients.capacities
+        capacities = capacities.model_copy(update={"file": anchored(capacities.file)})
+        world = world.model_copy(update={"clients": world.clients.model_copy(update={"capacities": capacities})})
     return config.model_copy(update={"task": task, "topology": topology, "world": world})

@@ -93,4 +93,8 @@ def _real_path(loc: tuple[int | str, ...], data: object, *, missing: bool) -> li
 def _allowed(message: str) -> str:
     for opening in ("Value error, ", "Input should be ", "Input should have ", "String should match pattern "):
         message = message.removeprefix(opening)
-    return re.sub(r"a valid dictionary( or instance of \w+)?", "a mapping of keys to values", message)
+    return re.sub(
+        r"a valid dictionary( or instance of \w+| or object to extract fields from)?",
+        "a mapping of keys to values",
+        message,
+    )

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, field_validator
 
 from elsa_ray.config.availability import Always, AvailabilityConfig
+from elsa_ray.config.capacities import FedScaleCapacities
 from elsa_ray.config.faults import FaultsConfig
 from elsa_ray.config.misbehaviour import MisbehaviourConfig
 from elsa_ray.config.round_policy import RoundPolicy
@@ -72,6 +73,8 @@ class ClientsConfig(Section):
 
     device: ClientDevice = "phone"
     """A profile's name, a device's figures, or shares of profiles."""
+    capacities: FedScaleCapacities | None = None
+    """Speeds and bandwidths from a file; they replace those of ``device`` and of the topology."""
 
 
 class EdgesConfig(Section):

@@ -108,6 +108,17 @@ class Network:
             graph.add_edge(source, target, **link, **orientation)
         return graph
 
+    def with_client_bandwidths(self, bytes_per_second_N: NDArray[np.float64]) -> Network:
+        """Return the network with each client's own links, both ways, at another bandwidth [N]."""
+        of_node = np.full(len(self.node_names), np.nan)
+        of_node[self.clients] = bytes_per_second_N
+        of_link = np.fmin(of_node[self.link_source], of_node[self.link_target])
+        is_own = ~np.isnan(of_link)
+        bandwidth, capacity = self.link_bandwidth_bytes_per_second.copy(), self.capacity_bytes_per_second.copy()
+        bandwidth[is_own] = of_link[is_own]
+        capacity[self.link_capacity[is_own]] = of_link[is_own]
+        return replace(self, link_bandwidth_bytes_per_second=bandwidth, capacity_bytes_per_second=capacity)
+
     def stated_links(self) -> Iterable[dict[str, Any]]:
         """Yield each link as a topology file states it: once if undirected, with what differs from the default."""
         shared = np.bincount(self.link_capacity, minlength=len(self.capacity_bytes_per_second)) > 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from elsa_ray.config.availability import Always
+from elsa_ray.config.faults import FaultsConfig
 from elsa_ray.config.section import Section
 from elsa_ray.config.task import SizesDataset, TaskConfig
 from elsa_ray.config.topology import HierarchicalTopology
@@ -26,6 +28,7 @@ def assumptions(setting: Setting, executor: str) -> list[str]:
         "in no time.",
         "Energy: computation above idle of clients and edge servers, and the clients' radios; no idle power, no "
         "routers, no cloud.",
+        *_adversity_sentences(setting),
         *_payload_sentences(setting),
         *_data_sentences(setting),
         *_executor_sentences(setting, executor),
@@ -69,7 +72,13 @@ def _default_fields(section: Section, *, but: set[str]) -> list[str]:
 
 
 def _clients_sentences(setting: Setting) -> list[str]:
-    kinds = setting.fleet.kinds()
+    kinds, capacities = setting.fleet.kinds(), setting.config.world.clients.capacities
+    if capacities is not None:
+        links = " and bandwidths of their links" if capacities.links else ""
+        return [
+            f"Clients: speeds{links} from {capacities.file}, at {capacities.flops_per_sample:g} FLOPs for the sample "
+            f"that it times; power and memory of {', '.join(sorted({device.name for device in kinds}))}."
+        ]
     if len(kinds) == 1:
         return [_device_sentence("Clients", next(iter(kinds)), 1)]
     return [_device_sentence(f"{number} of the clients", device, 1) for device, number in kinds.items()]
@@ -79,6 +88,19 @@ def _device_sentence(whose: str, device: Device, slots: int) -> str:
     origin = "the config's figures" if device.name == "custom" else "a profile of rounded assumptions"
     at_once = f", {slots} computations at once, each at the full rate" if slots > 1 else ", one computation at a time"
     return f"{whose}: {device_text(device)}{at_once} ({origin})."
+
+
+def _adversity_sentences(setting: Setting) -> list[str]:
+    """Return what is assumed of faults; nothing where there are none."""
+    world, sentences = setting.config.world, []
+    if not isinstance(world.availability, Always) or world.faults != FaultsConfig():
+        sentences.append(
+            "Faults: whoever waits for work that is given up knows it at the instant; a client that goes off loses "
+            "its work in hand, a crashed edge all that is not with the cloud."
+        )
+    if world.round_policy.late == "keep" and world.round_policy.staleness is None:
+        sentences.append("Work that arrives in a later round counts fully, however late it is.")
+    return sentences
 
 
 def _payload_sentences(setting: Setting) -> list[str]:

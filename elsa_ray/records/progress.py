@@ -19,6 +19,7 @@ from elsa_ray.records.human import (
     codec_name,
     data_name,
     human_bytes,
+    human_flops,
     human_joules,
     human_number,
     human_ratio,
@@ -129,7 +130,10 @@ def _amount(task: Task) -> str:
 
 
 def _clients_text(setting: Setting) -> str:
-    kinds = setting.fleet.kinds()
+    kinds, capacities = setting.fleet.kinds(), setting.config.world.clients.capacities
+    if capacities is not None:
+        rates = [device.flops_per_second for device in setting.fleet.clients]
+        return f"from {capacities.file}: {human_flops(min(rates))} to {human_flops(max(rates))}"
     if len(kinds) == 1:
         return device_text(next(iter(kinds)))
     return "\n".join(f"{number} × {device_text(device)}" for device, number in kinds.items())

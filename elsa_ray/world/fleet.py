@@ -6,7 +6,7 @@ Shapes: V nodes of the network.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -26,6 +26,11 @@ class Fleet:
 
     clients: tuple[Device, ...]
     edge: Device
+
+    def with_flops_per_second(self, rate_N: Floats) -> Fleet:
+        """Return the fleet with each client's device at a rate [N] of its own."""
+        pairs = zip(self.clients, rate_N.tolist(), strict=True)
+        return replace(self, clients=tuple(replace(device, flops_per_second=rate) for device, rate in pairs))
 
     def flops_per_second(self, network: Network) -> Floats:
         """Return the rate [V] of one slot of each node; infinite at routers and the cloud."""

@@ -127,6 +127,78 @@ REFUSED_BY_THE_CONFIG: Rows = [
         {"world": {"clients": {"device": {"flops_per_second": "3 W"}}}},
         ["device.flops_per_second: found 3 W", "GFLOP/s"],
     ),
+    # availability, faults and round policies
+    (
+        {"world": {"availability": {"kind": "bernouli", "probability": 0.5}}},
+        ["world.availability.kind: found bernouli; allowed: always, bernoulli, diurnal,", "did you mean bernoulli?"],
+    ),
+    ({"world": {"availability": {"kind": "trace"}}}, ["world.availability.file: found nothing; allowed: a value"]),
+    ({"world": {"availability": "always"}}, ["world.availability: found always; allowed: a mapping of keys to values"]),
+    (
+        {"world": {"availability": {"kind": "bernoulli", "probability": 0}}},
+        ["world.availability.probability: found 0; allowed: greater than 0"],
+    ),
+    (
+        {"world": {"availability": {"kind": "markov", "mean_on_seconds": 1, "mean_off_seconds": "0 s"}}},
+        ["world.availability.mean_off_seconds: found 0.0; allowed: greater than 0"],
+    ),
+    ({"world": {"fault": {}}}, ["world.fault: found an unknown key; allowed: ", "did you mean faults?"]),
+    ({"world": {"faults": {"dropout": {"befor": 0.5}}}}, ["world.faults.dropout.befor", "did you mean before?"]),
+    ({"world": {"faults": {"dropout": {"after": 1.5}}}}, ["world.faults.dropout.after: found 1.5; allowed: less"]),
+    (
+        {"world": {"faults": {"dropout": {"before": 0.5, "during": 0.4, "after": 0.2}}}},
+        ["world.faults.dropout: found", "before, during and after that sum to at most 1"],
+    ),
+    (
+        {"world": {"faults": {"stragglers": {"kind": "paretto", "shape": 1}}}},
+        ["world.faults.stragglers.kind: found paretto; allowed: fixed, lognormal, pareto; did you mean pareto?"],
+    ),
+    (
+        {"world": {"faults": {"stragglers": {"kind": "fixed", "share": 0.1}}}},
+        ["world.faults.stragglers.factor: found nothing; allowed: a value: this field is required"],
+    ),
+    ({"world": {"faults": {"corruption": {"probability": 1}}}}, ["corruption.probability: found 1; allowed: less"]),
+    (
+        {"world": {"faults": {"links": [{"link": ["a", "b"], "share": 0.1, "duration_seconds": 1}]}}},
+        ["world.faults.links.0: found", "allowed: exactly one of link and share"],
+    ),
+    (
+        {"world": {"faults": {"links": [{"link": ["a"], "duration_seconds": 1}]}}},
+        ["world.faults.links.0: found", "allowed: a link as [NODE, NODE], the names of its two ends"],
+    ),
+    (
+        {"world": {"faults": {"links": [{"share": 0.1, "among": "client", "duration_seconds": 1}]}}},
+        ["world.faults.links.0.among: found client; allowed: 'all', 'clients' or 'backbone'; did you mean clients?"],
+    ),
+    ({"world": {"faults": {"links": {"share": 0.1}}}}, ["world.faults.links: found", "allowed: a valid list"]),
+    (
+        {"world": {"faults": {"edges": [{"edge": "edge0", "duration_seconds": "1 mn"}]}}},
+        ["world.faults.edges.0.duration_seconds: found 1 mn; allowed: a finite number >= 0", "units: s, ms"],
+    ),
+    (
+        {"world": {"faults": {"edges": [{"duration_seconds": 1}]}}},
+        ["world.faults.edges.0.edge: found nothing; allowed: a value: this field is required"],
+    ),
+    (
+        {"world": {"faults": {"cloud": [{"start_seconds": 3}]}}},
+        ["world.faults.cloud.0.duration_seconds: found nothing; allowed: a value: this field is required"],
+    ),
+    (
+        {"world": {"round_policy": {"quorum": 1.5}}},
+        ["world.round_policy.quorum: found 1.5; allowed: less than or equal to 1"],
+    ),
+    (
+        {"world": {"round_policy": {"quorum": 0.5, "over_sample": 1.3}}},
+        ["world.round_policy: found", "allowed: at most one of quorum and over_sample"],
+    ),
+    (
+        {"world": {"round_policy": {"staleness": {"kind": "polynomial"}}}},
+        ["world.round_policy: found", "allowed: staleness with late: keep only"],
+    ),
+    (
+        {"world": {"round_policy": {"late": "keep", "staleness": {"kind": "polynomal"}}}},
+        ["world.round_policy.staleness.kind: found polynomal; allowed: constant, polynomial; did you mean polynomial?"],
+    ),
     # classes from outside
     ({"protocol": {"name": "no_such_module:P"}}, ["protocol.name: found no_such_module:P", "ModuleNotFoundError"]),
     ({"protocol": {"name": "json:JSONDecodr"}}, ["protocol.name: found json:JSONDecodr", "mean json:JSONDecoder?"]),
@@ -183,6 +255,12 @@ REFUSED_BY_THE_PARTS: Rows = [
         ["task.lora.train_pooler: found true; allowed: false: this model has no pooler"],
     ),
     ({"task": {"model": "tiny", "kind": "causal_lm"}}, ["task.model: found tiny (bert); allowed: for causal_lm"]),
+    (
+        {"world": {"faults": {"edges": [{"edge": "edg0", "duration_seconds": 1}]}}},
+        ["world.faults.edges.0.edge: found edg0; allowed: edge0; did you mean edge0?"],
+    ),
+    ({"world": {"availability": {"kind": "trace", "file": "no_such.csv"}}}, ["no_such.csv: found No such file"]),
+    ({"world": {"availability": {"kind": "fedscale", "file": "no_such"}}}, ["no_such: found No such file"]),
     ({"task": {"max_length": 1000}}, ["task.max_length: found 1000; allowed: at most 512"]),
     ({"task": {"dataset": {"train": "no_such.jsonl"}}}, ["no_such.jsonl"]),
 ]

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import pickle
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from elsa_ray.aggregation.weighted import weighted_mean
 from elsa_ray.config.errors import InputError
 from elsa_ray.config.load import make_config
 from elsa_ray.prepare import prepare
+from elsa_ray.records.assumptions import assumptions
 from elsa_ray.records.line import round_line
 from elsa_ray.records.tables import events_table
 from elsa_ray.records.totals import Totals
@@ -19,7 +22,7 @@ from elsa_ray.records.work_time import WorkClock
 from elsa_ray.world.plan import WorkKey
 from elsa_ray.world.troubles import Cause
 from tests.world.test_late_updates import assert_adapters, mean_by_hand, trained_by_hand
-from tests.world.towns import TownRun, assert_same_timelines, only_plan, town_config, train
+from tests.world.towns import TRUNK, TownRun, assert_same_timelines, only_plan, town_config, train
 
 CITY = {"kind": "hierarchical", "clients": 6, "edges": 2}
 TRAIN_IN_CITY = {"rounds": 4, "local_steps": 1}
@@ -254,6 +257,22 @@ def test_a_node_that_is_not_there_is_named(tmp_path: Path, faults: dict[str, Any
     with pytest.raises(InputError) as error:
         prepare(town_config(tmp_path, topology=CITY, world={"faults": faults}))
     assert str(error.value).startswith(f"world.faults.{told}")
+
+
+def test_measured_capacities_are_the_clients_speeds_and_bandwidths(tmp_path: Path) -> None:
+    file = tmp_path / "client_device_capacity"
+    users = {7: {"computation": 1000.0 / 2**20, "communication": 8.192}}  # 2^30 FLOP/s and 1024 bytes/s
+    file.write_bytes(pickle.dumps(users))
+    clients = {"device": "phone", "capacities": {"file": str(file), "flops_per_sample": 2**10}}
+    prepared = prepare(town_config(tmp_path, world={"clients": clients}))
+    network, fleet = prepared.setting.network, prepared.setting.fleet
+    assert [device.flops_per_second for device in fleet.clients] == [2.0**30] * 3
+    own = np.isin(network.link_source, network.clients) | np.isin(network.link_target, network.clients)
+    assert set(network.link_bandwidth_bytes_per_second[own].tolist()) == {1024.0}
+    assert set(network.link_bandwidth_bytes_per_second[~own].tolist()) == {TRUNK}
+    assert sorted(network.capacity_bytes_per_second.tolist()) == [1024.0] * 6 + [TRUNK] * 2
+    (told,) = [sentence for sentence in assumptions(prepared.setting, "none") if sentence.startswith("Clients:")]
+    assert "at 1024 FLOPs for the sample" in told and "power and memory of phone" in told
 
 
 def test_the_path_of_a_trace_is_relative_to_the_config(tmp_path: Path) -> None:
