@@ -181,10 +181,15 @@ def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")],
     format_: Annotated[Literal["table", "json", "csv", "md"], typer.Option("--format")] = "table",
 ) -> None:
-    """Put the figures of several runs side by side."""
+    """Put the figures of several runs side by side, and where their time, bytes and energy went; of two the difference.
+
+    json and csv have the figures of the first table, in plain units.
+    """
     from elsa_ray.records.compare import compare_runs, print_comparison
+    from elsa_ray.records.compare_breakdown import print_breakdowns
 
     print_comparison(compare_runs(runs), format_, Console())
+    print_breakdowns(runs, format_, Console())
 
 
 @app.command()

@@ -47,7 +47,7 @@ def line_chart(
         whole_x: only whole numbers on the x axis.
         color: one of SERIES.
     """
-    figure, axes = _figure(4.4, 2.7)
+    figure, axes = new_figure(4.4, 2.7)
     axes.plot(x, y, color=color, linewidth=1.8, marker="o", markersize=3.2 if len(x) <= 60 else 0)
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
@@ -70,7 +70,7 @@ def bar_chart(name: str, values: Mapping[str, float], value_format: Formatter, *
         color: one of SERIES.
     """
     total = sum(values.values())
-    figure, axes = _figure(4.4, 0.55 + 0.3 * max(len(values), 1))
+    figure, axes = new_figure(4.4, 0.55 + 0.3 * max(len(values), 1))
     labels = [label.replace("_", " ") for label in values]
     axes.barh(labels, list(values.values()), color=color, height=0.62)
     axes.invert_yaxis()
@@ -87,7 +87,7 @@ def bar_chart(name: str, values: Mapping[str, float], value_format: Formatter, *
 
 def blank_axes(width_inches: float, height_inches: float) -> tuple[Figure, Axes]:
     """Return a figure whose axes show nothing but what is drawn into them, with equal units in both directions."""
-    figure, axes = _figure(width_inches, height_inches)
+    figure, axes = new_figure(width_inches, height_inches)
     axes.set_axis_off()
     axes.set_aspect("equal", adjustable="datalim")
     return figure, axes
@@ -121,7 +121,8 @@ def _page_font(match: re.Match[str]) -> str:
     return f"font-size: {size[0] if size else '10px'}; font-weight: {bold}"
 
 
-def _figure(width_inches: float, height_inches: float) -> tuple[Figure, Axes]:
+def new_figure(width_inches: float, height_inches: float) -> tuple[Figure, Axes]:
+    """Return a figure with axes in the page's colours."""
     figure = Figure(figsize=(width_inches, height_inches), layout="constrained")
     FigureCanvasSVG(figure)
     axes = figure.add_subplot()

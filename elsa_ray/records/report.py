@@ -18,10 +18,13 @@ from elsa_ray.config.task import SizesDataset
 from elsa_ray.network import make_network
 from elsa_ray.network.graph import Network
 from elsa_ray.records import human
+from elsa_ray.records.answers import all_tables
 from elsa_ray.records.charts import SERIES, bar_chart, line_chart
 from elsa_ray.records.drawing import MOST_CLIENTS_DRAWN, topology_svg
+from elsa_ray.records.intervals import clients_of_round, longest_round
 from elsa_ray.records.json_text import write_whole
 from elsa_ray.records.reading import RunRecord, read_run
+from elsa_ray.records.timeline_charts import gantt_svg, links_svg
 from elsa_ray.world.roles import Role
 
 REPORT = "report.html"
@@ -76,6 +79,8 @@ def render_report(run: RunRecord) -> str:
         about=_about(run, network),
         learning=_learning_charts(run),
         spending=_spending_charts(figures),
+        answers=all_tables(figures),
+        pictures=_pictures_of_a_round(run, network),
         topology=_topology_chart(run, network),
         rounds=run.rounds,
         previous_bytes=[0, *(line["num_bytes"] for line in run.rounds)],
@@ -165,6 +170,31 @@ def _spending_charts(figures: dict[str, Any]) -> list[Chart]:
     if wall:
         svg = bar_chart("wall", wall, human.human_seconds, color=SERIES[3])
         charts.append(Chart("Where wall-clock time went", Markup(svg), "On the machine that computed the run."))
+    return charts
+
+
+def _pictures_of_a_round(run: RunRecord, network: Network) -> list[Chart]:
+    """Return what clients did and how busy links were in the round that took longest."""
+    line = longest_round(run)
+    if line is None:
+        return []
+    charts, which = [], f"round {line['round'] + 1}, the longest"
+    shown = clients_of_round(run, line, network)
+    if shown is not None:
+        everybody = "All clients with work" if len(shown.names) == shown.num_clients else (
+            f"The slowest and some typical ones of {shown.num_clients:,} clients, spread over the order in which they "
+            "were done"
+        )  # fmt: skip
+        note = f"{everybody}; the last one to be done on top. Queues are for a slot of the edge, or for the client."
+        charts.append(Chart(f"A round: {which}", Markup(gantt_svg(shown)), note))
+    if line["links"]:
+        span = line["simulated_seconds"] - line["begin_simulated_seconds"]
+        note = (
+            "The links with the greatest use of those that several clients share, with the mean over the round; the "
+            "dotted line is a link's capacity. Each transfer's bytes are spread evenly over the time in which it "
+            "flowed, so that a band shows the load, not each change of rate."
+        )
+        charts.append(Chart(f"Busiest links: {which}", Markup(links_svg(line["links"], span)), note))
     return charts
 
 

@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--evidence", default="verified", choices=["verified", "reported"])
     parser.add_argument("--attacks", default=",".join(ATTACKS))
     parser.add_argument("overrides", nargs="*")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     table = Table(title=f"{arguments.config}, evidence {arguments.evidence}")
     for column in ("attack", "AUC by round", "bad excluded", "honest excluded", "accuracy", "wall s"):
         table.add_column(column)

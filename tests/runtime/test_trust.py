@@ -350,7 +350,7 @@ class TestTwoWorksOfOneClientAtOnce:
     def test_where_two_edges_tell_of_it_neither_haste_nor_mercy_decides(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The client has been given another edge in between: the old one takes its first work, the new one its second."""
+        """The client got another edge in between: the old one takes its first work, the new one its second."""
 
         def harsh(clients: Sequence[int], own: Any, states: Any, *arguments: Any) -> Judgement:
             if list(clients) == [0, 1, 2]:
