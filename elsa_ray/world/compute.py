@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-from collections import defaultdict
 from collections.abc import Sequence
 
 
@@ -15,13 +14,25 @@ class ComputeSlots:
     """
 
     def __init__(self, slots: Sequence[int]) -> None:
-        self._free = dict(enumerate(slots))
-        self._queue: dict[int, list[tuple[float, int]]] = defaultdict(list)
+        self._free = list(slots)
+        self._queue: dict[int, list[tuple[float, int]]] = {}
         self._touched: set[int] = set()
+
+    @property
+    def are_touched(self) -> bool:
+        """Whether some row may get a slot now."""
+        return bool(self._touched)
+
+    def take_idle(self, node: int) -> bool:
+        """Take a slot at once, for a row that nobody competes with; tells whether there was one and no queue."""
+        if self._free[node] > 0 and not self._queue.get(node):
+            self._free[node] -= 1
+            return True
+        return False
 
     def enqueue(self, node: int, row: int, arrival_seconds: float) -> None:
         """Let a row wait for a slot since ``arrival_seconds``."""
-        heapq.heappush(self._queue[node], (arrival_seconds, row))
+        heapq.heappush(self._queue.setdefault(node, []), (arrival_seconds, row))
         self._touched.add(node)
 
     def occupy(self, node: int) -> None:
@@ -31,7 +42,8 @@ class ComputeSlots:
     def release(self, node: int) -> None:
         """Free the slot of a computation that has ended."""
         self._free[node] += 1
-        self._touched.add(node)
+        if self._queue.get(node):
+            self._touched.add(node)
 
     def withdraw(self, node: int, row: int) -> None:
         """Take a row out of the queue."""
@@ -42,9 +54,10 @@ class ComputeSlots:
         """Return the rows that get a slot now; their slots are taken."""
         startable = []
         for node in sorted(self._touched):
-            while self._free[node] > 0 and self._queue[node]:
+            queue = self._queue[node]
+            while self._free[node] > 0 and queue:
                 self._free[node] -= 1
-                startable.append(heapq.heappop(self._queue[node])[1])
+                startable.append(heapq.heappop(queue)[1])
         self._touched.clear()
         return startable
 

@@ -117,6 +117,9 @@ def play(
 
 _TRANSFER, _COMPUTE, _GATHER = (int(kind) for kind in ActivityKind)
 _WAITING, _QUEUED, _LATENCY, _FLOWING, _COMPUTING, _ENDED = (int(phase) for phase in Phase)
+_DONE = int(Outcome.DONE)
+_SURELY = 1 + SAME_INSTANT
+"""What may be one instant is asked for, and the links decide."""
 _ENDS_WORK, _OPENS_GATHERS, _TROUBLED = 1, 2, 4
 
 
@@ -124,13 +127,17 @@ class _Player:
     """One playing of one plan; rows are the merged ones of ``Rows``.
 
     What happens at an instant, and in which order, is ``_handle_instant``. How long a row takes is decided when it
-    starts: ``_start_transfer`` and ``_fill_slots``. ``_abandon`` stops all that a work item still does.
+    starts: ``_send`` and ``_compute``. ``_abandon`` stops all that a work item still does.
     """
 
     def __init__(self, plan: Plan, state: WorldState, field: Field, disturbances: Disturbances) -> None:
         self._plan, self._before, self._field = plan, state, field
         self._rows = rows = Rows(state, plan, field.flops_per_second, disturbances.troubles)
         count = len(rows)
+        # What is read at every event is at hand, not behind other objects.
+        self._kind, self._source, self._target = rows.kind, rows.source, rows.target
+        self._num_bytes, self._compute_seconds = rows.num_bytes, rows.compute_seconds
+        self._only_successor, self._find_path = rows.only_successor, field.find_path
         self._phase, self._outcome = bytearray(count), bytearray([Outcome.PENDING]) * count
         self._start, self._finish = (array("d", [math.nan]) * count for _ in range(2))
         self._waits_for = rows.waits_for
@@ -149,7 +156,7 @@ class _Player:
             self._gathers_opened_by[opening_row].append(gather)
             if opening_row >= 0:
                 self._notable[opening_row] |= _OPENS_GATHERS
-        self._late_for: dict[int, list[int]] = defaultdict(list)  # gathers that wait for a row beyond the plan
+        self._late_for: dict[int, list[int]] = {}  # gathers that wait for a row beyond the plan
         self._num_members = Counter(plan.work.gather.tolist())
         self._quorum_left = plan.gathers.quorum.tolist()  # 0 where there is none
         self._arrivals: list[tuple[WorkKey, ...]] = [()] * len(plan.gathers)
@@ -173,6 +180,7 @@ class _Player:
         self._incidents = IncidentLog()
         self._spoilt, self._resent = self._mark_troubles(rows.troubles)
         self._now = state.clock_seconds
+        self._next_turn, self._next_flow = self._find_next_turn(), math.inf
         self._over = False
 
     def run(self, environment: simpy.Environment) -> Generator[simpy.Event, None, None]:
@@ -184,82 +192,110 @@ class _Player:
         self._ready = np.flatnonzero(waits_for == 0).tolist()
         del waits_for
         self._take_turns(self._now)
+        self._next_turn = self._find_next_turn()
         self._start_ready()
+        tick = _Tick(environment)
         while not self._over:
             instant = self._next_instant()
-            if instant is None:
+            if instant == math.inf:
                 raise RuntimeError(f"round {self._plan.round_index}: nothing is under way, and the round is not over")
-            # SimPy's own sum may have been rounded past the last instant.
-            yield environment.timeout(max(0.0, instant - environment.now))
+            yield tick.at(instant)
             self._now = instant
             self._handle_instant()
 
     def _handle_instant(self) -> None:
         """Let end what ends now, turn the world, close what is due, and start what may start."""
-        limit = self._now * (1 + SAME_INSTANT)
-        due = [row for row, _ in self._links.complete_until(self._now)]
-        due += _pop_due(self._timers, limit)
+        now, timers, phases = self._now, self._timers, self._phase
+        limit = now * (1 + SAME_INSTANT)
+        due = [row for row, _ in self._links.complete_until(now)] if self._next_flow <= limit * _SURELY else []
+        while timers and timers[0][0] <= limit:
+            due.append(heappop(timers)[1])
         if len(due) > 1:
             due.sort()
         for row in due:
-            phase = self._phase[row]
+            phase = phases[row]
             if phase == _LATENCY:
-                self._start_flow(row, self._rows.num_bytes[row])
+                self._start_flow(row, self._num_bytes[row])
             elif phase != _ENDED:
                 self._end(row)
-        self._take_turns(limit)
-        for capacity, bytes_per_second in self._capacity_changes.pop_until(self._now):
-            self._links.set_capacity(capacity, bytes_per_second, self._now)
-        for row in sorted(_pop_due(self._deadlines, limit)):
-            self._close(row)
+        if self._next_turn <= limit:
+            self._take_turns(limit)
+            for capacity, bytes_per_second in self._capacity_changes.pop_until(now):
+                self._links.set_capacity(capacity, bytes_per_second, now)
+            self._next_turn = self._find_next_turn()
+        if self._deadlines and self._deadlines[0][0] <= limit:
+            for row in sorted(_pop_due(self._deadlines, limit)):
+                self._close(row)
         self._start_ready()
 
-    def _next_instant(self) -> float | None:
-        times = [heap[0][0] for heap in (self._timers, self._deadlines) if heap]
-        others = (self._links.next_completion(), self._turns.next_seconds, self._capacity_changes.next_seconds)
-        times += [seconds for seconds in others if seconds is not None]
-        return min(times, default=None)
+    def _next_instant(self) -> float:
+        """Return when the next thing happens; infinite where nothing will."""
+        flow = self._links.next_completion()
+        self._next_flow = instant = math.inf if flow is None else flow
+        for heap in (self._timers, self._deadlines):
+            if heap and heap[0][0] < instant:
+                instant = heap[0][0]
+        return min(instant, self._next_turn)
+
+    def _find_next_turn(self) -> float:
+        """Return when the world turns next, in absolute seconds: a fault, a client that goes off, a bandwidth."""
+        turns = (self._turns.next_seconds, self._capacity_changes.next_seconds)
+        return min((seconds for seconds in turns if seconds is not None), default=math.inf)
 
     def _start_ready(self) -> None:
         """Start what waits for nothing any more, in the order of the rows, then fill freed slots."""
-        while self._ready:
-            row = heappop(self._ready)
+        ready, now = self._ready, self._now
+        if len(ready) == 1 and self._is_idle_for(ready[0]):
+            self._compute(ready.pop())
+        while ready:
+            row = heappop(ready)
             # A gather that lost its last own member to skipping may by now wait for late work.
             if self._phase[row] != _WAITING or self._waits_for[row] > 0:
                 continue
-            kind = self._rows.kind[row]
+            kind = self._kind[row]
             if kind == _COMPUTE:
                 self._phase[row] = _QUEUED
-                self._slots.enqueue(self._rows.source[row], row, self._now)
+                self._slots.enqueue(self._source[row], row, now)
             elif kind == _TRANSFER:
                 self._start_transfer(row)
             else:
                 self._close(row)
-        self._fill_slots()
+        if self._slots.are_touched:
+            for row in self._slots.take_startable():
+                self._compute(row)
+
+    def _is_idle_for(self, row: int) -> bool:
+        """Take a slot for a computation that is the only one to start at this instant, if it needs not queue."""
+        starts = self._kind[row] == _COMPUTE and self._phase[row] == _WAITING and self._waits_for[row] == 0
+        return starts and self._slots.take_idle(self._source[row])
+
+    def _compute(self, row: int) -> None:
+        self._start[row] = self._now
+        self._phase[row] = _COMPUTING
+        heappush(self._timers, (self._now + self._compute_seconds[row], row))
 
     def _start_transfer(self, row: int) -> None:
         self._start[row] = self._now
-        source, target = self._rows.source[row], self._rows.target[row]
-        if source == target:
+        if self._source[row] == self._target[row]:
             self._end(row)
         else:
             self._send(row)
 
     def _send(self, row: int) -> None:
         """Put a transfer on its way, for the first time or once more."""
-        latency_seconds = self._field.find_path(self._rows.source[row], self._rows.target[row]).latency_seconds
+        latency_seconds = self._find_path(self._source[row], self._target[row]).latency_seconds
         if latency_seconds > 0:
             self._phase[row] = _LATENCY
             heappush(self._timers, (self._now + latency_seconds, row))
         else:
-            self._start_flow(row, self._rows.num_bytes[row])
+            self._start_flow(row, self._num_bytes[row])
 
     def _start_flow(self, row: int, num_bytes: float) -> None:
         if num_bytes == 0:
             self._end(row)
             return
         self._phase[row] = _FLOWING
-        path = self._field.find_path(self._rows.source[row], self._rows.target[row])
+        path = self._find_path(self._source[row], self._target[row])
         self._links.start(
             row,
             num_bytes,
@@ -270,23 +306,23 @@ class _Player:
             bound_bytes_per_second=path.bound_bytes_per_second,
         )
 
-    def _fill_slots(self) -> None:
-        for row in self._slots.take_startable():
-            self._start[row] = self._now
-            self._phase[row] = _COMPUTING
-            heappush(self._timers, (self._now + self._rows.compute_seconds[row], row))
-
     def _end(self, row: int) -> None:
         """Mark an activity as done and count it off at those that wait for it."""
         if self._phase[row] == _COMPUTING:
-            self._slots.release(self._rows.source[row])
+            self._slots.release(self._source[row])
         notable = self._notable[row]
         if notable & _TROUBLED and self._meet_trouble(row):
             return
-        self._settle(row, Outcome.DONE)
+        self._phase[row], self._outcome[row], self._finish[row] = _ENDED, _DONE, self._now
         if notable:
             self._tell_gathers(row)
-        self._release_successors(row)
+        successor = self._only_successor[row]
+        if successor < 0 or self._late_for:
+            self._release_successors(row)
+        else:
+            left = self._waits_for[successor] = self._waits_for[successor] - 1
+            if left == 0 and self._phase[successor] == _WAITING:
+                heappush(self._ready, successor)
 
     def _tell_gathers(self, row: int) -> None:
         """Deliver the work that a row ends, and open the gathers that it opens."""
@@ -537,7 +573,7 @@ class _Player:
         edge_round = int(self._plan.gathers.edge_round[gather])
         for work in sorted(self._unfinished_at[int(self._plan.gathers.node[gather])]):
             if self._edge_round_in_plan(work) < edge_round:
-                self._late_for[int(self._rows.last_row_of_work[work])].append(row)
+                self._late_for.setdefault(int(self._rows.last_row_of_work[work]), []).append(row)
                 self._waits_for[row] += 1
 
     def _resume(self) -> None:
@@ -634,6 +670,20 @@ class _Player:
             {row: seconds for seconds, row in self._timers} | self._slots.arrivals() | self._links.remaining(self._now)
         )
         return np.array([known.get(row, 0.0) for row in rows.tolist()], np.float64)
+
+
+class _Tick(simpy.Event):
+    """The one event of the clock, used again for every instant: a timeout for each would be an object an event."""
+
+    def __init__(self, environment: simpy.Environment) -> None:
+        super().__init__(environment)
+        self._ok, self._value = True, None
+
+    def at(self, seconds: float) -> simpy.Event:
+        """Happen at some moment, or now if SimPy's own sum has been rounded past it."""
+        self.callbacks = []
+        self.env.schedule(self, delay=max(0.0, seconds - self.env.now))
+        return self
 
 
 def _pop_due(heap: list[tuple[float, int]], limit: float) -> list[int]:

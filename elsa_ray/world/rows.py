@@ -29,6 +29,7 @@ class Rows:
         num_bytes: of a transfer.
         compute_seconds: of a computation on one slot of its node, up to where its work stops; 0 for other rows.
         waits_for: rows that must end first, for each row at the start.
+        only_successor: of a row that one other waits for; else -1, for none or several.
         last_row_of_work: the upload, or the edge's test of it.
         troubles: what befalls the rows; None where nothing befalls any.
 
@@ -55,6 +56,7 @@ class Rows:
         successors = np.concatenate([state.successors, plan.successors + self.offset])
         self.waits_for = _plain(np.bincount(successors, minlength=count))
         self._successors, self._first = _by_row(predecessors, successors, count)
+        self.only_successor = self._find_only_successors()
         self.last_row_of_work = _last_rows(activities.work, len(self.work))
         self._rows_of_work: tuple[array[int], array[int]] | None = None
         self._work_of_client: tuple[array[int], array[int]] | None = None
@@ -65,6 +67,13 @@ class Rows:
     def successors(self, row: int) -> Sequence[int]:
         """Return the rows that wait for a row."""
         return self._successors[self._first[row] : self._first[row + 1]]
+
+    def _find_only_successors(self) -> array[int]:
+        only, first = np.full(len(self), -1, np.intc), np.frombuffer(self._first, np.intc)
+        has_one = np.flatnonzero(np.diff(first) == 1)
+        if len(has_one):
+            only[has_one] = np.frombuffer(self._successors, np.intc)[first[has_one]]
+        return array("i", only.tobytes())
 
     def rows_of_work(self, work: int) -> Sequence[int]:
         """Return the rows of a work item, in order."""
