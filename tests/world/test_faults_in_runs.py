@@ -5,9 +5,11 @@ from __future__ import annotations
 import pickle
 from collections import Counter
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 
 from elsa_ray.aggregation.weighted import weighted_mean
@@ -15,10 +17,7 @@ from elsa_ray.config.errors import InputError
 from elsa_ray.config.load import make_config
 from elsa_ray.prepare import prepare
 from elsa_ray.records.assumptions import assumptions
-from elsa_ray.records.line import round_line
-from elsa_ray.records.tables import events_table
-from elsa_ray.records.totals import Totals
-from elsa_ray.records.work_time import WorkClock
+from elsa_ray.records.folder import RunFolder
 from elsa_ray.world.plan import WorkKey
 from elsa_ray.world.troubles import Cause
 from tests.world.test_late_updates import assert_adapters, mean_by_hand, trained_by_hand
@@ -28,20 +27,17 @@ CITY = {"kind": "hierarchical", "clients": 6, "edges": 2}
 TRAIN_IN_CITY = {"rounds": 4, "local_steps": 1}
 
 
-def events_of(run: TownRun) -> list[tuple[int, float, str, str | None, int, str]]:
-    """Return all events of a run as rows: round, seconds, event, node, client, detail."""
-    network, rows = run.prepared.setting.network, []
-    for each in run.rounds:
-        table = events_table(each.plan, each.timeline, network, each.results.failed, each.report)
-        rows += [tuple(row.values()) for row in table.to_pylist()]
-    return rows
+Event = tuple[int, float, str, str | None, int, str]
 
 
-def totals_of(run: TownRun) -> dict[str, Any]:
-    clock, totals = WorkClock(run.prepared.setting.network), Totals()
-    for each in run.rounds:
-        totals.add(round_line(each, run.prepared.setting, clock.add(each.plan, each.timeline)))
-    return totals.figures()
+def recorded(run: TownRun) -> tuple[list[Event], dict[str, Any]]:
+    """Write a run's records; returns its events (round, seconds, event, node, client, detail) and what is summed up."""
+    with TemporaryDirectory() as path:
+        with RunFolder.create(Path(path) / "run", run.prepared.config) as folder:
+            for each in run.rounds:
+                folder.write_round(each, run.prepared.setting)
+        events = pyarrow.parquet.read_table(folder.path / "events.parquet").to_pylist()
+    return [tuple(row.values()) for row in events], folder.totals.figures()  # type: ignore[misc]
 
 
 def assert_all_work_ends_once(run: TownRun) -> None:
@@ -134,7 +130,7 @@ class TestEdgeCrash:
         assert sorted(run.rounds[2].report.participated) == list(range(6)), "nobody sits out"
 
     def test_it_is_all_written_down(self, run: TownRun) -> None:
-        events = events_of(run)
+        events, figures = recorded(run)
         begin = run.timelines[1].begin_seconds
         assert [event[1:] for event in events if event[2].startswith("edge_")] == [
             (begin, "edge_crashed", "edge0", -1, "edge0"),
@@ -149,7 +145,6 @@ class TestEdgeCrash:
         dropped = [event for event in events if event[2] == "work_dropped"]
         assert {event[1] for event in dropped} == {begin}
         assert {event[5] for event in dropped} == {"round 1, edge_round 0: edge_crashed"}
-        figures = totals_of(run)
         assert figures["incidents"] == {"edge_crashed": 1, "edge_recovered": 1}
         assert figures["dropped_because"] == {"edge_crashed": len(dropped)}
         assert figures["clients_dropped"] == len(dropped)
@@ -184,12 +179,13 @@ class TestPresence:
     def test_who_is_not_there_is_not_sampled_and_that_is_told(self, tmp_path: Path) -> None:
         world = {"availability": {"kind": "bernoulli", "probability": 0.4}}
         run = only_plan(town_config(tmp_path, topology=CITY, protocol={"rounds": 5}, world=world))
-        away = [(event[0], event[4]) for event in events_of(run) if event[2] == "client_unavailable"]
+        events, figures = recorded(run)
+        away = [(event[0], event[4]) for event in events if event[2] == "client_unavailable"]
         for number, each in enumerate(run.rounds):
             absent = {client for round_index, client in away if round_index == number}
             assert set(each.plan.work.client.tolist()) == set(range(6)) - absent
         assert 0 < len(away) < 30
-        assert totals_of(run)["incidents"] == {"client_unavailable": len(away)}
+        assert figures["incidents"] == {"client_unavailable": len(away)}
 
     def test_a_round_begins_when_somebody_comes(self, tmp_path: Path) -> None:
         trace = tmp_path / "trace.csv"
@@ -238,7 +234,7 @@ def test_everything_at_once_trains_what_survives_and_loses_nothing(tmp_path: Pat
     run = train(config)
     assert_same_timelines(run, only_plan(config))
     assert_all_work_ends_once(run)
-    incidents = totals_of(run)["incidents"]
+    incidents = recorded(run)[1]["incidents"]
     assert {"client_slowed", "edge_crashed", "links_degraded", "cloud_down", "payload_corrupted"} <= set(incidents)
 
 
