@@ -76,7 +76,7 @@ def where_time_goes(figures: Figures) -> TextTable:
     note = (
         "A client: all of its time from opening to gather, the mean of those that took part. The rounds: the chain of "
         "activities that each round's end waited for. Bandwidth: bytes on idle links; sharing: what others on the "
-        "links, or a slower link, added."
+        "links, a slower link or sending again added."
     )
     header = ("where the time goes", "a client", "", "the rounds", "")
     return TextTable("Where simulated time goes", header, tuple(rows), note)
