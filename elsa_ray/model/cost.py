@@ -15,11 +15,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from elsa_ray.config.errors import InputError
 from elsa_ray.model.adapters import AdapterLayout
 from elsa_ray.model.shape import BlockShape, LinearShape, ModelShape
 from elsa_ray.model.split import Part, Split
 
 IntArray = npt.NDArray[np.int64]
+_MOST_FLOPS = 2.0**63
+"""Operations are int64."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +37,14 @@ class Flops:
         return Flops(self.per_token + other.per_token, self.per_pair + other.per_pair, self.per_text + other.per_text)
 
     def total(self, batch_B: Any, length_S: Any) -> Any:
-        """Return the operations for B texts of S tokens, as int64."""
+        """Return the operations for B texts of S tokens, as int64.
+
+        Raises:
+            InputError: they are more than int64 holds.
+        """
         batch, length = np.asarray(batch_B, np.int64), np.asarray(length_S, np.int64)
+        texts, tokens = float(batch.max(initial=0)), float(length.max(initial=0))
+        _check_countable(self.per_token * texts * tokens + self.per_pair * texts * tokens**2 + self.per_text * texts)
         return self.per_token * batch * length + self.per_pair * batch * length**2 + self.per_text * batch
 
 
@@ -57,6 +66,22 @@ class StepFlops:
         """The sum over the parts."""
         parts = (self.front_forward, self.middle_forward, self.back_forward_backward, self.middle_backward)
         return sum(parts, self.front_backward)
+
+
+def flops_of_steps(flops_WT: IntArray) -> IntArray:
+    """Return the operations [W] of all steps together.
+
+    Raises:
+        InputError: they are more than int64 holds.
+    """
+    _check_countable(float(flops_WT.sum(axis=1, dtype=np.float64).max(initial=0.0)))
+    return flops_WT.sum(axis=1)
+
+
+def _check_countable(flops: float) -> None:
+    if flops >= _MOST_FLOPS:
+        allowed = f"less than {_MOST_FLOPS:.2g}: fewer or shorter samples, steps, epochs, or a smaller model"
+        raise InputError("task", f"one computation of {flops:.3g} FLOPs", allowed)
 
 
 def step_flops(shape: ModelShape, layout: AdapterLayout, split: Split) -> StepFlops:

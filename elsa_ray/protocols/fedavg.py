@@ -9,7 +9,7 @@ import numpy as np
 from elsa_ray.config.errors import InputError
 from elsa_ray.config.protocol import FedAvgConfig
 from elsa_ray.model.adapters import Adapters
-from elsa_ray.model.cost import step_flops
+from elsa_ray.model.cost import flops_of_steps, step_flops
 from elsa_ray.model.split import whole
 from elsa_ray.protocols.frozen import send_frozen_to_clients
 from elsa_ray.protocols.local_work import adapter_bytes, local_work, upload_bytes
@@ -63,7 +63,7 @@ class FedAvg(Protocol):
             node=nodes,
             client=clients,
             label=Stage.LOCAL_TRAINING,
-            flops=self._flops.total(work.batch_WT, work.length_WT).sum(axis=1),
+            flops=flops_of_steps(self._flops.total(work.batch_WT, work.length_WT)),
             work=items,
             after=down,
         )

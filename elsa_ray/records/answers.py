@@ -76,7 +76,7 @@ def where_time_goes(figures: Figures) -> TextTable:
     note = (
         "A client: all of its time from opening to gather, the mean of those that took part. The rounds: the chain of "
         "activities that each round's end waited for. Bandwidth: bytes on idle links; sharing: what others on the "
-        "links, or a slower link, added."
+        "links, a slower link or sending again added."
     )
     header = ("where the time goes", "a client", "", "the rounds", "")
     return TextTable("Where simulated time goes", header, tuple(rows), note)
@@ -143,11 +143,11 @@ def slowest(figures: Figures) -> TextTable:
                 entry["waiting_for_model"],
             )
         ]
-        dropped = " (dropped)" if entry["outcome"] == "dropped" else ""
+        dropped = " †" if entry["dropped_because"] else ""
         place = (entry["name"], entry["edge"] or NOTHING, str(entry["round"] + 1))
         rows.append((*place, _seconds(entry["seconds"]) + dropped, *shares))
     note = (
-        "Each client's longest work item: from the opening of its edge round until it has arrived, or was dropped. "
+        "Each client's longest work item: from the opening of its edge round until it has arrived, or was dropped (†). "
         "Shares of its time: computing, queueing, latency, bandwidth (its bytes on idle links), sharing of links, "
         "waiting for the model."
     )

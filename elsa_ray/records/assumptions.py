@@ -9,6 +9,7 @@ from elsa_ray.config.task import SizesDataset, TaskConfig
 from elsa_ray.config.topology import HierarchicalTopology
 from elsa_ray.protocols.setting import Setting
 from elsa_ray.records.human import human_bandwidth, human_flops, human_seconds, sizes_text
+from elsa_ray.records.world_text import network_text, policy_text
 from elsa_ray.world.devices import Device
 
 
@@ -22,12 +23,14 @@ def assumptions(setting: Setting, executor: str) -> list[str]:
     return [
         setting.network_model.sentence,
         _topology_sentence(setting),
+        *_links_sentences(setting),
         *_clients_sentences(setting),
         _device_sentence("Edge servers", setting.fleet.edge, setting.config.world.edges.slots),
         "Time of aggregation, encoding, decoding and scheduling on the devices is not simulated; the cloud computes "
         "in no time.",
         "Energy: computation above idle of clients and edge servers, and the clients' radios; no idle power, no "
         "routers, no cloud.",
+        f"An edge round {policy_text(setting.config.world.round_policy)}.",
         *_adversity_sentences(setting),
         *_payload_sentences(setting),
         *_data_sentences(setting),
@@ -64,6 +67,13 @@ def _topology_sentence(setting: Setting) -> str:
     defaults = _default_fields(topology, but={"kind", "clients", "edges"})
     told = f" Defaults, not measurements: {', '.join(defaults)}." if defaults else ""
     return f"Topology: generated; {links_text(topology)}.{told}"
+
+
+def _links_sentences(setting: Setting) -> list[str]:
+    """Return the figures of links that no config states."""
+    if isinstance(setting.config.topology, HierarchicalTopology):
+        return []
+    return [f"Links: {network_text(setting.network)}."]
 
 
 def _default_fields(section: Section, *, but: set[str]) -> list[str]:

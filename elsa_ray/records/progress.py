@@ -28,6 +28,7 @@ from elsa_ray.records.human import (
     split_name,
 )
 from elsa_ray.records.round import Round
+from elsa_ray.records.world_text import adversity_text, network_text, policy_text
 from elsa_ray.tasks.task import Task
 
 
@@ -105,7 +106,12 @@ def print_start(setting: Setting, console: Console) -> None:
     work = f"{local} local steps" if local is not None else f"{config.protocol.local_epochs} local epochs"
     learns = f"{len(task.label_names)} labels" if task.label_names else "next tokens"
     topology = config.topology
-    links = links_text(topology) if isinstance(topology, HierarchicalTopology) else setting.network.where
+    links = (
+        links_text(topology)
+        if isinstance(topology, HierarchicalTopology)
+        else (f"{setting.network.where}: {network_text(setting.network)}")
+    )
+    adversity = adversity_text(config.world)
     rows = {
         "protocol": f"{config.protocol.name}, {config.protocol.rounds} rounds of {work}, "
         f"batches of {config.protocol.batch_size}",
@@ -113,9 +119,12 @@ def print_start(setting: Setting, console: Console) -> None:
         f"{setting.shape.num_parameters:,} parameters, "
         f"LoRA of rank {setting.layout.rank}, split {split_name(config)}",
         "data": f"{data_name(config)}: {_amount(task)}, {learns}",
-        "network": f"{setting.num_clients} clients, {len(setting.network.edges)} edges; {links}",
+        "network": f"{setting.num_clients} clients, {len(setting.network.edges)} edges; {links}; "
+        f"shared by the model {setting.network_model.name}",
         "client": _clients_text(setting),
         "edge": f"{device_text(setting.fleet.edge)}; {config.world.edges.slots} slots",
+        "edge round": policy_text(config.world.round_policy),
+        **({"goes wrong": adversity} if adversity is not None else {}),
         "payloads": f"codec {codec_name(config)}, wire {config.protocol.wire_dtype}",
         "computed by": f"{config.runtime.executor}, in {config.numerics.precision} on {config.numerics.device}",
         "seed": str(config.seed),

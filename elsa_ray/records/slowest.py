@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,10 +27,9 @@ def slowest_clients(arrived: ArrivedWork, timeline: Timeline, network: Network) 
         timeline: of the round.
         network: the topology.
     """
-    entries = []
-    for times, outcome in ((arrived, "arrived"), (arrived.dropped, "dropped")):
-        entries += _entries(times, outcome, timeline, network)
-    return merged_slowest(entries)
+    causes = [cause.label for cause in timeline.causes]
+    on_time = _entries(arrived, [None] * len(arrived.keys), timeline, network)
+    return merged_slowest([*on_time, *_entries(arrived.dropped, causes, timeline, network)])
 
 
 def merged_slowest(entries: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -58,7 +57,9 @@ def reasons(seconds_K: np.ndarray, transfer_seconds_3: np.ndarray) -> dict[str, 
     return {reason: kinds[reason] for reason in REASONS}
 
 
-def _entries(times: WorkTimes, outcome: str, timeline: Timeline, network: Network) -> list[dict[str, Any]]:
+def _entries(
+    times: WorkTimes, dropped_because: Sequence[str | None], timeline: Timeline, network: Network
+) -> list[dict[str, Any]]:
     work = timeline.work
     active_W, client_W = times.active_seconds, work.client[times.rows]
     order = np.lexsort((client_W, -active_W))
@@ -72,7 +73,7 @@ def _entries(times: WorkTimes, outcome: str, timeline: Timeline, network: Networ
             "round": times.keys[item].round_index,
             "edge_round": times.keys[item].edge_round,
             "edge": network.node_names[edge] if (edge := int(work.edge[times.rows[item]])) >= 0 else None,
-            "outcome": outcome,
+            "dropped_because": dropped_because[item],
             "seconds": float(active_W[item]),
             **reasons(times.seconds_WK[item], times.transfer_seconds_W3[item]),
         }

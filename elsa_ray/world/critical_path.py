@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +25,10 @@ PATH_KINDS = (
     "other",
 )
 """``deadline``: a gather waited for its deadline; ``late_work``: for work of an earlier edge round or round; ``other``:
-something could have started and had not, such as a client that was away."""
+something could have started or closed and had not, such as a gather whose node does not answer."""
+
+_SAME = 1e-9
+"""Relative: a gather that closes so near to its deadline has waited for it."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ def critical_path(plan: Plan, timeline: Timeline, parts: TransferParts, network:
     """Walk from the plan's last gather back to the start of the round.
 
     What starts last waits for the predecessor that ended last (of equal ones the last row). A gather that no member's
-    end has closed waited for its deadline, or for late work, from its opening on.
+    end has closed waited for its deadline, or for late work, from its opening on; or until its last member was lost.
     """
     walk = _Walk(plan, timeline, parts, network)
     walk.run(int(plan.gathers.activity[-1]))
@@ -79,6 +83,8 @@ class _Walk:
     def _activity(self, row: int) -> int:
         activities, at = self._timeline.activities, row + self._offset
         start, finish = float(self._timeline.start_seconds[at]), float(self._timeline.finish_seconds[at])
+        if math.isnan(start):  # given up before it could start
+            start = finish
         before, ready = self._latest(self._predecessors(row))
         if activities.kind[at] == ActivityKind.COMPUTE:
             tier = "edge" if self._network.node_kinds[activities.source[at]] == "edge" else "client"
@@ -91,17 +97,27 @@ class _Walk:
         return before
 
     def _gather(self, row: int) -> int:
+        """Return what a gather waited for: a member, its deadline (and then its node), a lost member, or late work."""
         closed = float(self._timeline.finish_seconds[row + self._offset])
-        predecessors = self._predecessors(row)
-        done = predecessors[self._timeline.outcome[predecessors + self._offset] == Outcome.DONE]
-        before, ready = self._latest(done)
-        if len(done) and ready == closed:
-            return before
+        members = self._predecessors(row)
+        done, ready = self._latest(members[self._timeline.outcome[members + self._offset] == Outcome.DONE])
+        if done >= 0 and ready == closed:
+            return done
         gather = self._gather_of_row[row]
         opener = int(self._plan.gathers.opener[gather])
         opened = float(self._timeline.finish_seconds[opener + self._offset]) if opener >= 0 else self._begin
-        at_deadline = np.isclose(closed - opened, self._plan.gathers.deadline_seconds[gather], rtol=1e-9, atol=0.0)
-        self.seconds["deadline" if at_deadline else "late_work"] += closed - opened
+        deadline = float(self._plan.gathers.deadline_seconds[gather])
+        if closed - opened >= deadline * (1 - _SAME):
+            own = min(deadline, closed - opened)
+            self.seconds["deadline"] += own
+            self.seconds["other"] += closed - opened - own
+            return opener
+        last, ended = self._latest(members)
+        goes_on = ~np.isfinite(self._timeline.finish_seconds[members + self._offset])
+        if last >= 0 and (ended == closed or (gather in self._plan.work.gather and not goes_on.any())):
+            self.seconds["other"] += closed - ended
+            return last
+        self.seconds["late_work"] += closed - opened
         return opener
 
     @property

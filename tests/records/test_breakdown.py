@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +14,11 @@ from elsa_ray.model.split import Split, whole
 from elsa_ray.records.answers import CAUSES, all_tables, seconds_of_rounds, short_tables
 from elsa_ray.records.breakdown import memory_bytes
 from elsa_ray.records.reading import read_run
+from elsa_ray.records.report import write_report
 from elsa_ray.records.slowest import REASONS
 from elsa_ray.records.totals import Totals
 from tests.records.conftest import Recorded
+from tests.records.helpers import prepared_run, recorded
 
 
 def test_sums_are_those_of_the_other_records(timed: Recorded) -> None:
@@ -103,3 +107,41 @@ def test_tables_have_a_row_for_each_figure(timed: Recorded) -> None:
 
 def test_a_run_without_a_round_has_no_table(timed: Recorded) -> None:
     assert all_tables(Totals().figures()) == []
+
+
+WORLDS: dict[str, dict[str, Any]] = {
+    "crash": {"faults": {"edges": [{"edge": "edge0", "round": 1, "duration_seconds": 5.0}]}},
+    "away": {"availability": {"kind": "markov", "mean_on_seconds": 2.0, "mean_off_seconds": 1.0}},
+    "dropout": {
+        "faults": {"dropout": {"before": 0.1, "during": 0.2, "after": 0.1}},
+        "round_policy": {"deadline_seconds": 0.9, "late": "keep"},
+    },
+    "stragglers": {"faults": {"stragglers": {"kind": "pareto", "shape": 1.2}}, "round_policy": {"quorum": 0.5}},
+    "outage": {"faults": {"cloud": [{"start_seconds": 0.5, "duration_seconds": 3}]}},
+    "spoilt": {"faults": {"corruption": {"probability": 0.2}}, "network": "tcp"},
+}
+
+
+@pytest.mark.parametrize("name", list(WORLDS))
+def test_times_add_up_whatever_goes_wrong(name: str, tmp_path: Path) -> None:
+    sections: dict[str, Any] = {
+        "task": {"dataset": {"sizes": {"min": 4, "max": 40}}, "model": "tiny", "max_length": 16},
+        "topology": {"clients": 12, "edges": 3},
+        "world": WORLDS[name],
+    }
+    prepared = prepared_run(tmp_path, "protocol.edge_rounds=2", "protocol.rounds=4", **sections)
+    run = read_run(recorded(prepared, tmp_path / "run")[0])
+    assert sum(sum(line["incidents"].values()) + len(line["dropped_because"]) for line in run.rounds) > 0
+    for line in run.rounds:
+        length = line["simulated_seconds"] - line["begin_simulated_seconds"]
+        assert sum(line["waited_for"].values()) == pytest.approx(length, rel=1e-9)
+        assert all(seconds > 0 for seconds in line["waited_for"].values())
+        for entry in line["slowest_clients"]:
+            assert math.fsum(entry[reason] for reason in REASONS) == pytest.approx(entry["seconds"], rel=1e-9)
+    figures = run.figures
+    own = figures["breakdown"]
+    by_activity = sum(figures["simulated_seconds_by_activity"]["sum"].values())
+    assert sum(own["where_time_goes"]["sum"].values()) == pytest.approx(by_activity, rel=1e-9)
+    assert sum(tier["bytes_sent"] for tier in own["tiers"].values()) == figures["bytes_total"]
+    if name in ("crash", "away"):
+        write_report(run.path)

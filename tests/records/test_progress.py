@@ -50,7 +50,17 @@ def test_a_terminal_gets_a_bar(dropping: Recorded) -> None:
 def test_the_start_tells_the_defaults_that_shape_the_result(trained: Recorded) -> None:
     console, stream = _console()
     print_start(trained.prepared.setting, console)
-    for needed in ("10 Mbit/s", "20 GFLOP/s", "fp32", "int8", "96 training", "3 labels", "split 1 + 1"):
+    for needed in (
+        "10 Mbit/s",
+        "20 GFLOP/s",
+        "fp32",
+        "int8",
+        "96 training",
+        "3 labels",
+        "split 1 + 1",
+        "model fluid",
+        "when all have",
+    ):
         assert needed in stream.getvalue()
 
 

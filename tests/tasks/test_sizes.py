@@ -32,7 +32,9 @@ def dataset(sizes: Any) -> SizesDataset:
 def prepared(sizes: Any, *, executor: str = "none", **sections: Any) -> Prepared:
     task = {"dataset": {"sizes": sizes}, "model": "tiny", "max_length": 24, **sections.pop("task", {})}
     topology = sections.pop("topology", {"kind": "hierarchical", "clients": 12, "edges": 2})
-    protocol = {"split": {"front": 1, "back": 1}, "local_steps": 3, **sections.pop("protocol", {})}
+    protocol = sections.pop("protocol", {})
+    if protocol.get("name") != "fedavg":
+        protocol = {"split": {"front": 1, "back": 1}, "local_steps": 3, **protocol}
     return prepare(
         make_config({"task": task, "topology": topology, "protocol": protocol, "runtime": {"executor": executor}})
     )
@@ -156,3 +158,13 @@ def test_wrong_sizes_are_one_line(sizes: Any, message: str) -> None:
     with pytest.raises(InputError) as caught:
         prepared(sizes)
     assert message in str(caught.value)
+
+
+def test_more_operations_than_can_be_counted_are_refused() -> None:
+    """405 billion parameters and 4e8 tokens: 7e20 operations in one computation of a client's whole round."""
+    huge = {"model": "llama-3.1-405b", "kind": "causal_lm", "max_length": 4096}
+    ready = prepared(100_000, task=huge, protocol={"name": "fedavg", "local_steps": None, "local_epochs": 1})
+    with pytest.raises(
+        InputError, match=r"task: found one computation of \d.*e\+20 FLOPs; allowed: less than 9.2e\+18"
+    ):
+        ready.protocol.plan(ready.protocol.start(None), ready.world.start())

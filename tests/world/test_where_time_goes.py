@@ -8,11 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from elsa_ray.config.faults import EdgeCrash, FaultsConfig
 from elsa_ray.network.graph import Network, build_network
 from elsa_ray.network.routes import Router
 from elsa_ray.records.slowest import merged_slowest, slowest_clients
 from elsa_ray.records.work_time import WorkClock
 from elsa_ray.world.critical_path import critical_path
+from elsa_ray.world.disturbances import Disturbances
+from elsa_ray.world.faults import begins_in_round, make_faults, spells_of
 from elsa_ray.world.link_load import NUM_BINS, busiest_links
 from elsa_ray.world.plan import Plan
 from elsa_ray.world.timeline import Timeline
@@ -129,6 +132,27 @@ def test_a_round_that_waited_for_late_work_of_the_one_before() -> None:
     assert not len(parts.rows_T), "both uploads ended in the round before"
 
 
+def test_a_round_that_waited_for_an_edge_that_crashed() -> None:
+    """The edge is gone at 5.0 with both clients' work: the cloud's gather waits for nobody any more, and closes."""
+    network = cell()
+    scene = Scene(network, clients=("c0", "c1"))
+    story = Story(network)
+    item = story.work(0, edge="edge")
+    trained = story.compute("train", "c0", 4, work=item)
+    up = story.send("up", "c0", "edge", 16, after=[trained], work=item)
+    closed = story.gather("edge's", "edge", [up])
+    told = story.send("tell", "edge", "cloud", 8, after=[closed])
+    story.gather("cloud's", "cloud", [told])
+    faults = FaultsConfig(edges=[EdgeCrash(edge="edge", start_seconds=5, duration_seconds=99)])
+    spells = make_faults(faults, network, seed=0)
+    crash = Disturbances(spells=spells_of(spells, begins_in_round(spells, (), 0, 0.0), 0))
+    timeline = scene.play(story, crash)
+    plan, parts = story.build(), transfer_parts(timeline, Ways(Router(network).route))
+    path = critical_path(plan, timeline, parts, network)
+    assert path.seconds == {"client_compute": 4.0, "latency": 0.5, "bandwidth": 0.5}
+    assert sum(path.seconds.values()) == timeline.end_seconds == 5.0
+
+
 def test_late_work_keeps_its_parts_over_rounds() -> None:
     """The deadline falls into client 0's upload: latency over, 6 bytes carried, the rest in the next round."""
     network = cell()
@@ -151,7 +175,7 @@ def test_the_slowest_clients_and_why() -> None:
     plan, timeline, _ = played(Scene(network), two_uploads(network))
     slow, fast = slowest_clients(WorkClock(network).add(plan, timeline), timeline, network)
     assert slow == {
-        "client": 0, "name": "c0", "round": 0, "edge_round": 0, "edge": None, "outcome": "arrived", "seconds": 10.5,
+        "client": 0, "name": "c0", "round": 0, "edge_round": 0, "edge": None, "dropped_because": None, "seconds": 10.5,
         "client_compute": 4.0, "edge_compute": 2.0, "queueing": 1.0, "latency": 0.5, "bandwidth": 2.0, "sharing": 1.0,
         "waiting_for_model": 0.0,
     }  # fmt: skip
@@ -165,8 +189,8 @@ def test_a_dropped_client_is_slow_until_it_was_dropped() -> None:
     arrived = WorkClock(network).add(plan, timeline)
     assert arrived.keys == () and len(arrived.dropped.keys) == 2
     first, second = slowest_clients(arrived, timeline, network)
-    told = [(entry["name"], entry["outcome"], entry["seconds"], entry["queueing"]) for entry in (first, second)]
-    assert told == [("c0", "dropped", 8.0, 0.5), ("c1", "dropped", 8.0, 0.0)]
+    told = [(entry["name"], entry["dropped_because"], entry["seconds"], entry["queueing"]) for entry in (first, second)]
+    assert told == [("c0", "deadline", 8.0, 0.5), ("c1", "deadline", 8.0, 0.0)]
     assert (first["edge_compute"], second["edge_compute"]) == (0.0, 1.5)
 
 
