@@ -137,7 +137,7 @@ def _play(schedule: CapacitySchedule, transfers: Sequence[_Transfer], ways: Sequ
         arrival = arrives[carried[upcoming[-1]]] if upcoming else None
         now = min((time for time in (completion, arrival, change) if time is not None), default=math.inf)
         if now == math.inf:
-            for flow in sharing.remaining(-math.inf):
+            for flow in sharing.rates():
                 finishes[carried[flow]] = math.inf
             break
         if completion is not None:

@@ -30,11 +30,14 @@ class ScheduleTable:
         """Return one direction's bandwidth over time; ``before`` the first row the link has its own.
 
         Raises:
-            InputError: it starts anew before its last row.
+            InputError: it starts anew before its last row, or carries nothing for ever.
         """
         if repeat_seconds is not None and not self.seconds[-1] < repeat_seconds:
             allowed = f"more than the last row's {self.seconds[-1]:g} seconds"
             raise InputError(f"{self.where}: repeat_seconds", repeat_seconds, allowed)
+        if repeat_seconds is not None and not any(values):
+            allowed = "a bandwidth > 0 somewhere, as it starts anew"
+            raise InputError(f"{self.where}: {_FORWARD}", "0 in all rows", allowed)
         if self.seconds[0] > 0:
             return Steps((0.0, *self.seconds), (before, *values), repeat_seconds)
         return Steps(self.seconds, values, repeat_seconds)
