@@ -31,6 +31,11 @@ _TIE = 1e-13
 """Levels that differ by less, relatively, are equal: nothing changes hands between them."""
 _ROUNDING = 1e-15
 """A level that changes by less has not changed."""
+FEW = 8
+"""A link that holds what crosses so few others tells them all of each change."""
+_MOST_LOOKS = 6
+"""So often a full follower is looked at before one of its flows completes; each time it follows more closely."""
+_MARGIN = 1e-9
 _SLACK_BITS = 43
 """A load above the capacity by one part in 2**43 is a rounding."""
 
@@ -49,22 +54,29 @@ class Link:
     """A capacity that flows cross; once they could fill it, also what it holds, and what passes it held elsewhere."""
 
     __slots__ = (
+        "anchor",
         "capacity",
         "crossed_by",
         "demand",
+        "drag",
+        "drops",
         "due",
         "ends",
         "falls",
         "flows",
         "follows",
+        "gain",
         "held",
         "held_weight",
         "index",
         "is_contended",
+        "is_tight",
         "is_touched",
         "level",
         "limit",
         "listeners",
+        "looks",
+        "low",
         "num_falls_kept",
         "other",
         "passes",
@@ -106,11 +118,35 @@ class Link:
         self.rises: list[tuple[float, int, Bundle | Link]] = []
         self.falls: list[tuple[float, int, Bundle | Link]] = []
         self.num_falls_kept = 0
+        # While it follows though it is full: level = gain - drag * (level of ``follows``), as long as that is not
+        # below ``low``; ``anchor`` is the service of ``follows`` at ``since``.
+        self.gain = 0.0
+        self.drag = 0.0
+        self.low = 0.0
+        self.anchor = 0
+        self.looks = 0
+        """How often it was looked at since a tag of its bundles has changed."""
+        self.drops: list[tuple[float, int, Link]] = []
+        self.is_tight = False
+        """It was full with what full followers might send, so that it has to know their levels."""
+
+    def is_full_follower(self) -> bool:
+        """Tell whether its level is not kept up to date, but a function of another link's."""
+        return self.follows is not None and bool(self.held)
+
+    def level_now(self) -> float:
+        """Return the present level."""
+        if self.follows is not None and self.held:
+            return max(0.0, self.gain - self.drag * self.follows.level)
+        return self.level
 
     def service_at(self, now: float) -> int:
         """Return the service of a flow of weight 1 since the link began to hold bundles."""
         if now <= self.since:
             return self.service
+        if self.follows is not None and self.held:
+            gained = int(ldexp(self.gain * (now - self.since), _FRACTION_BITS))
+            return self.service + max(0, gained - int(self.drag * (self.follows.service_at(now) - self.anchor)))
         return self.service + int(ldexp(self.level * (now - self.since), _FRACTION_BITS))
 
 
@@ -162,7 +198,7 @@ class Bundle:
 
     def level(self) -> float:
         """Return the present level of its flows."""
-        return self.cap if self.holder is None else self.holder.level
+        return self.cap if self.holder is None else self.holder.level_now()
 
 
 class Bottlenecks:
@@ -173,7 +209,8 @@ class Bottlenecks:
         self._announce = announce
         self._touched: list[tuple[float, int, Link]] = []
         self._numbers = itertools.count()  # heaps order what is equal by when it was put in
-        self._now = -math.inf
+        self.now = -math.inf
+        """Absolute seconds; whoever moves the clock sets it before any change."""
 
     def touch(self, link: Link) -> None:
         """Let the link find its level again."""
@@ -227,6 +264,8 @@ class Bottlenecks:
         """Tell that the bundle's least tag has changed."""
         bundle.tag = tag
         holder = bundle.holder
+        if holder is not None:
+            holder.looks = 0
         if holder is None:
             self._announce_bundle(bundle)
             return
@@ -253,9 +292,8 @@ class Bottlenecks:
             heapq.heappop(ends)
         return None
 
-    def share(self, now: float) -> None:
+    def share(self) -> None:
         """Find the levels that the touched links, and whatever hangs on them, have from ``now`` on."""
-        self._now = now
         touched = self._touched
         while touched:
             link = heapq.heappop(touched)[2]
@@ -264,6 +302,8 @@ class Bottlenecks:
             link.is_touched = False  # what it has just done to itself needs no second look
 
     def _find_level(self, link: Link) -> None:
+        if link.is_full_follower():
+            self.wake(link)
         while True:
             if not link.held:
                 if not self._is_overfull(link) or not self._take_highest(link, 0.0):
@@ -284,6 +324,8 @@ class Bottlenecks:
         """Tell whether a link that holds nothing has more than it can carry; else see that it will be told in time."""
         if len(link.crossed_by) == 1:
             ((source, pair),) = link.crossed_by.items()
+            if source.is_full_follower():
+                self.wake(source)  # it has to heed this link's limit
             if link.follows is None:
                 link.other -= pair.load
                 pair.load = 0
@@ -300,7 +342,15 @@ class Bottlenecks:
         elif link.follows is not None:
             self._listen(link)
         capacity = self._capacity(link)
-        return link.other > capacity + (capacity >> _SLACK_BITS)
+        bearable = capacity + (capacity >> _SLACK_BITS)
+        if link.other > bearable:
+            for source in list(link.crossed_by):
+                if source.is_full_follower():
+                    link.is_tight = True
+                    self.wake(source)
+        elif link.is_tight and link.other < capacity * 3 // 4:
+            link.is_tight = False
+        return link.other > bearable
 
     def _listen(self, link: Link) -> None:
         """End that the link follows another one: from now on its load is known at any time."""
@@ -316,6 +366,85 @@ class Bottlenecks:
             self._push_fall(link, source.level, source)
         self.touch(source)
 
+    def _follow(self, link: Link, due: float) -> float:
+        """Let a full link follow the only other one that holds what crosses it, if that spares work.
+
+        Its level then is known at any time, but it is told nothing, unless something could change hands. It is looked
+        at again before it can complete anything. Return when, in absolute seconds; ``due`` where it does not follow.
+        """
+        ((source, pair),) = link.crossed_by.items()
+        if len(source.passes) <= FEW or due == math.inf or link.looks > _MOST_LOOKS or not 0 < source.level < math.inf:
+            return due
+        if source.follows is not None or any(other.follows is link and other.held for other in link.passes):
+            return due
+        gain = (self._capacity(link) - link.other + pair.load) / link.held_weight
+        drag = pair.weight / link.held_weight
+        high = gain / (1 + drag)  # where both levels meet
+        link.follows = source  # so that its own entry counts for nothing below
+        while link.falls and not self._passes(link, -link.falls[0][0], link.falls[0][2]):
+            heapq.heappop(link.falls)
+        if link.falls:
+            high = min(high, (gain + link.falls[0][0]) / drag)
+        low = source.level * (1 - 0.5 ** (link.looks + 1))
+        while link.rises and not self._rises(link, link.rises[0][0], link.rises[0][2]):
+            heapq.heappop(link.rises)
+        if link.rises:
+            low = max(low, (gain - link.rises[0][0]) / drag)
+        most = gain - drag * low
+        is_spared = low < source.level * (1 - _MARGIN) and source.level * (1 + _MARGIN) < high
+        for other, passing in link.listeners.items():
+            load = int(most * passing.weight)
+            if other.held or other.is_tight or other.follows is not None:
+                is_spared = False
+            elif other.other + load - passing.load > self._capacity(other):
+                other.is_tight = True
+                is_spared = False
+        if not is_spared:
+            link.follows = None
+            self._push_fall(link, source.level, source)
+            return due
+        for other, passing in link.listeners.items():
+            load = int(most * passing.weight)
+            other.other += load - passing.load
+            passing.load = load
+        link.other -= pair.load
+        pair.load = 0
+        del source.listeners[link]
+        if self.now > link.since:
+            link.service += int(ldexp(link.level * (self.now - link.since), _FRACTION_BITS))
+            link.since = self.now
+        link.gain, link.drag, link.low, link.limit = gain, drag, low, high
+        link.anchor = source.service_at(self.now)
+        heapq.heappush(source.drops, (-low, next(self._numbers), link))
+        self._push_rise(source, high, link)
+        return self.now + max(0.0, (due - self.now) * link.level / most)
+
+    def wake(self, link: Link) -> None:
+        """End that a full link follows another one: from now on its level is kept up to date."""
+        source = link.follows
+        assert source is not None
+        level, service = link.level_now(), link.service_at(self.now)
+        link.follows = None
+        link.limit = math.inf
+        link.level, link.service, link.since = level, service, self.now
+        pair = link.crossed_by[source]
+        source.listeners[link] = pair
+        pair.load = int(source.level * pair.weight)
+        link.other += pair.load
+        self._push_fall(link, source.level, source)
+        for other, passing in link.listeners.items():
+            load = int(level * passing.weight)
+            other.other += load - passing.load
+            passing.load = load
+            self._push_fall(other, level, link)
+        self.touch(link)
+
+    def look_again(self, link: Link) -> None:
+        """Find when a full follower really completes, as things stand."""
+        link.looks += 1
+        self.touch(link)
+        self.share()
+
     def _give_up(self, link: Link, level: float) -> bool:
         """Let go one lot of bundles whose limits, or other links, are below ``level``; tell whether there was one."""
         rises = link.rises
@@ -326,7 +455,10 @@ class Bottlenecks:
                     self._move(thing, None)
                     return True
             elif thing.follows is link and thing.limit == cap and thing.is_contended:
-                self._listen(thing)
+                if thing.held:
+                    self.wake(thing)
+                else:
+                    self._listen(thing)
                 self.touch(thing)
         for other, pair in link.listeners.items():
             if other.level < level and other.held:
@@ -354,8 +486,8 @@ class Bottlenecks:
         has_changed = level != old and not abs(level - old) <= _ROUNDING * min(level, old)
         if has_changed:
             if old < math.inf:
-                link.service = link.service_at(self._now)
-            link.since = self._now
+                link.service = link.service_at(self.now)
+            link.since = self.now
             link.level = level
         if level == math.inf:
             link.service = 0
@@ -368,8 +500,14 @@ class Bottlenecks:
                 pair.load = load
                 self._push_fall(other, link.level, link)
                 self.touch(other)
+        while link.drops and -link.drops[0][0] > link.level:
+            low, _, follower = heapq.heappop(link.drops)
+            if follower.follows is link and follower.held and follower.low == -low:
+                self.touch(follower)
         following = self.next_end(link)
         due = math.inf if following is None else following[0]
+        if len(link.crossed_by) == 1 and link.level > 0:
+            due = self._follow(link, due)
         if due != link.due:
             link.due = due
             if due < math.inf:
@@ -387,7 +525,7 @@ class Bottlenecks:
 
     def _move(self, bundle: Bundle, to: Link | None) -> None:
         """Let another link, or its own limit, hold the bundle from now on."""
-        now = self._now
+        now = self.now
         service = bundle.service_at(now)
         if bundle.holder is None:
             for link, _, load in bundle.uses:
@@ -413,6 +551,8 @@ class Bottlenecks:
             self.touch(link)
 
     def _part(self, holder: Link, link: Link, pair: Pair) -> None:
+        if link.is_full_follower():
+            self.wake(link)
         del holder.passes[link]
         del link.crossed_by[holder]
         if link.follows is holder:
@@ -474,6 +614,12 @@ class Bottlenecks:
             link.falls = list(kept.values())
             heapq.heapify(link.falls)
             link.num_falls_kept = len(link.falls)
+
+    def _rises(self, link: Link, level: float, thing: Bundle | Link) -> bool:
+        """Tell whether this still is what leaves ``link``, or is full, above this level."""
+        if isinstance(thing, Bundle):
+            return thing.holder is link and thing.count >= 0
+        return thing.follows is link and thing.limit == level
 
     def _passes(self, link: Link, level: float, thing: Bundle | Link) -> bool:
         """Tell whether this bundle at its limit, or what this other link holds, still passes ``link`` at this level."""

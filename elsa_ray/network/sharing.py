@@ -157,13 +157,17 @@ class FluidSharing:
 
         None does not tell that there are no flows: those over a capacity of 0 wait.
         """
-        self._bottlenecks.share(self._clock)
+        self._bottlenecks.share()
         completions = self._completions
         while completions:
             due, _, whose = completions[0]
-            if whose.due == due:
+            if whose.due != due:
+                heapq.heappop(completions)
+            elif isinstance(whose, Link) and whose.follows is not None:
+                whose.due = math.inf
+                self._bottlenecks.look_again(whose)
+            else:
                 return due
-            heapq.heappop(completions)
         return None
 
     def complete_until(self, now: float) -> list[tuple[int, float]]:
@@ -179,7 +183,7 @@ class FluidSharing:
                 return completed
             is_last = is_same_instant(instant, now)
             # The caller's clock may be a rounding past the instant; what it starts next must not be a second one.
-            self._clock = max(self._clock, instant, now if is_last else instant)
+            self._clock = self._bottlenecks.now = max(self._clock, instant, now if is_last else instant)
             due = self._pop_due(instant)
             for flow in due:
                 self._remove(flow)
@@ -198,7 +202,7 @@ class FluidSharing:
 
     def rates(self) -> dict[int, float]:
         """Return the present rate of each active flow, in bytes per second; inf where nothing limits it."""
-        self._bottlenecks.share(self._clock)
+        self._bottlenecks.share()
         return {
             flow_id: (flow.cap if flow.bundle is None else flow.bundle.level()) * flow.weight
             for flow_id, flow in self._flows.items()
@@ -212,7 +216,7 @@ class FluidSharing:
         due = self.next_completion()
         if due is not None and due < now and not is_same_instant(due, now):
             raise ValueError(f"a flow completes at {due!r} seconds: call complete_until before {now!r}")
-        self._clock = now
+        self._clock = self._bottlenecks.now = now
 
     def _cap(self, flow: _Flow) -> float:
         """Return the level that the flow cannot exceed: of its own bound, and of each capacity if it were alone."""
@@ -349,6 +353,8 @@ class FluidSharing:
             if whose.due != seconds:
                 continue
             whose.due = math.inf
+            if isinstance(whose, Link) and whose.follows is not None:
+                self._bottlenecks.wake(whose)
             if isinstance(whose, _Flow):
                 due.append(whose)
             elif isinstance(whose, Bundle):
