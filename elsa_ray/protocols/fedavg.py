@@ -75,7 +75,7 @@ class FedAvg(Protocol):
             edge_round=0,
             opener=-1,
             deadline_seconds=policy.deadline_seconds,
-            quorum=self.quorum(len(clients)),
+            quorum=self.quorum(len(clients), len(clients)),
         )
         return builder.build(keep_late=policy.late == "keep", parked_clients=self._parked)
 

@@ -184,6 +184,10 @@ REFUSED_BY_THE_CONFIG: Rows = [
         ["world.faults.cloud.0.duration_seconds: found nothing; allowed: a value: this field is required"],
     ),
     (
+        {"world": {"clients": {"capacities": {"file": "a"}}}},
+        ["world.clients.capacities.flops_per_sample: found nothing; allowed: a value: this field is required"],
+    ),
+    (
         {"world": {"round_policy": {"quorum": 1.5}}},
         ["world.round_policy.quorum: found 1.5; allowed: less than or equal to 1"],
     ),
@@ -261,6 +265,10 @@ REFUSED_BY_THE_PARTS: Rows = [
     ),
     ({"world": {"availability": {"kind": "trace", "file": "no_such.csv"}}}, ["no_such.csv: found No such file"]),
     ({"world": {"availability": {"kind": "fedscale", "file": "no_such"}}}, ["no_such: found No such file"]),
+    (
+        {"world": {"clients": {"capacities": {"file": "no_such", "flops_per_sample": 1e9}}}},
+        ["no_such: found No such file"],
+    ),
     ({"task": {"max_length": 1000}}, ["task.max_length: found 1000; allowed: at most 512"]),
     ({"task": {"dataset": {"train": "no_such.jsonl"}}}, ["no_such.jsonl"]),
 ]
