@@ -6,11 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from elsa_ray.config.section import Section
+from elsa_ray.config.section import PositiveInt, Section
 from elsa_ray.config.units import Seconds
 
 Share = Annotated[float, Field(ge=0)] | Literal["auto"]
-PositiveInt = Annotated[int, Field(gt=0)]
 
 
 class ActorResources(Section):
