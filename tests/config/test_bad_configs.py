@@ -93,6 +93,7 @@ REFUSED_BY_THE_CONFIG: Rows = [
     ({"protocol": {"participation": 1.5}}, ["protocol.participation: found 1.5; allowed: less than or equal to 1"]),
     ({"protocol": {"split": {"front": 0}}}, ["protocol.split.front: found 0; allowed: greater than or equal to 1"]),
     ({"protocol": {"optimizer": {"keep_state": True}}}, ["protocol.optimizer.keep_state: found True; allowed: False"]),
+    ({"runtime": {"timeout_seconds": "0 s"}}, ["runtime.timeout_seconds: found 0 s; allowed: greater than 0"]),
     ({"world": {"edges": {"slots": 0}}}, ["world.edges.slots: found 0; allowed: greater than 0"]),
     ({"world": {"edges": {"capacity": 0}}}, ["world.edges.capacity: found 0; allowed: greater than 0"]),
     ({"numerics": {"cohort": 0}}, ["numerics.cohort: found 0; allowed: greater than 0"]),
