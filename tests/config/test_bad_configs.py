@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, DistilBertConfig
 
 from elsa_ray.config.errors import InputError
 from elsa_ray.config.load import load_config, make_config, read_yaml
@@ -316,6 +316,19 @@ def test_a_mistake_that_only_data_or_model_show_is_told_in_one_line(
     with pytest.raises(InputError) as error:
         prepare(config)
     assert_one_line(error.value, fragments)
+
+
+def test_an_architecture_that_cannot_be_split_is_refused_with_those_that_can(
+    dataset: Mapping[str, str], tmp_path: Path
+) -> None:
+    tokenizer = train_wordpiece([" ".join(WORDS)], causal=False)
+    DistilBertConfig(vocab_size=len(tokenizer), dim=32, n_heads=2, hidden_dim=32).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    task = {"dataset": dict(dataset), "model": str(tmp_path), "max_length": 16}
+    with pytest.raises(InputError) as error:
+        prepare(make_config({"task": task, "topology": {"clients": 2, "edges": 1}}))
+    splittable = "those that can be split: bert, roberta, llama, mistral, qwen2, gpt2"
+    assert_one_line(error.value, ["task.model: found the architecture distilbert", splittable])
 
 
 def test_a_tied_head_cannot_be_trained(dataset: Mapping[str, str], tmp_path: Path) -> None:
