@@ -121,6 +121,19 @@ def test_report_can_be_written_again(folder: Path) -> None:
     assert "<svg" in (folder / "page.html").read_text()
 
 
+def test_a_report_is_not_written_in_place_of_a_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["plan", str(folder / "small.yaml"), "--out", str(folder / "a")]) == 0
+    before = sorted(folder.iterdir())
+    for out in (".", str(folder / "a")):
+        capsys.readouterr()
+        assert run_command(["report", str(folder / "a"), "--out", out]) == 2
+        assert (
+            capsys.readouterr().err
+            == f"elsa-ray: --out: found {out} (Is a directory); allowed: a file that can be written\n"
+        )
+    assert sorted(folder.iterdir()) == before
+
+
 BAD_RUNS = {
     "unknown option": ("run {small} --nope", "No such option: --nope"),
     "unknown command": ("rum {small}", "No such command 'rum'"),

@@ -66,9 +66,10 @@ def _input_error(problem: Any, data: object, where: str) -> InputError:
             return InputError(f"{field}.{key}", "nothing", "a value: this field is required")
         names = [tag.strip(" '") for tag in context["expected_tags"].split(",")]
         return unknown_name(f"{field}.{key}", context["tag"], names)
-    if isinstance(found, str) and problem["type"] in ("int_type", "float_type", "bool_type"):
-        found = f"the text '{found}'"
     expected = context.get("expected")
+    # The text of a number looks like the number itself.
+    if isinstance(found, str) and (problem["type"] in ("int_type", "float_type", "bool_type") or found == expected):
+        found = f"the text '{found}'"
     names = [part.strip(" '") for part in str(expected).replace(" or ", ", ").split(",")] if expected else []
     nearest = nearest_name(found, names) if isinstance(found, str) else None
     return InputError(field, found, _allowed(problem["msg"]), nearest=nearest)

@@ -12,10 +12,8 @@ from elsa_ray.config.capacities import FedScaleCapacities
 from elsa_ray.config.faults import FaultsConfig
 from elsa_ray.config.misbehaviour import MisbehaviourConfig
 from elsa_ray.config.round_policy import RoundPolicy
-from elsa_ray.config.section import Section
+from elsa_ray.config.section import PositiveInt, Section
 from elsa_ray.config.units import FlopsPerSecond, NumBytes, Watts
-
-PositiveInt = Annotated[int, Field(gt=0)]
 
 
 class DeviceSpec(Section):
