@@ -6,7 +6,16 @@ from elsa_ray.config.availability import Always
 from elsa_ray.config.faults import FaultsConfig
 from elsa_ray.config.section import Section
 from elsa_ray.config.task import SizesDataset, TaskConfig
-from elsa_ray.config.topology import HierarchicalTopology
+from elsa_ray.config.topology import (
+    AccessMix,
+    FileTopology,
+    GeneratedTopology,
+    HierarchicalTopology,
+    NamedTopology,
+    StarTopology,
+    WaxmanTopology,
+)
+from elsa_ray.network.access import access_profiles
 from elsa_ray.protocols.setting import Setting
 from elsa_ray.records.human import human_bandwidth, human_flops, human_seconds, sizes_text
 from elsa_ray.world.devices import Device
@@ -35,15 +44,36 @@ def assumptions(setting: Setting, executor: str) -> list[str]:
     ]
 
 
-def links_text(topology: HierarchicalTopology) -> str:
+def links_text(topology: GeneratedTopology) -> str:
     """Return the medians and rates of a generated topology's links in one line."""
+    core = human_bandwidth(topology.core_bandwidth)
+    if isinstance(topology, WaxmanTopology):
+        core += f" in a square of {topology.side_kilometres:g} km"
+    elif not isinstance(topology, StarTopology):
+        core += f" at {human_seconds(topology.core_latency)}"
     return (
-        f"access {human_bandwidth(topology.access_up)} up and {human_bandwidth(topology.access_down)} down at "
-        f"{human_seconds(topology.access_latency)} (medians, spread {topology.spread:g}), "
+        f"access {_access_text(topology)}, "
         f"edge {human_bandwidth(topology.edge_bandwidth)} at {human_seconds(topology.edge_latency)}, "
-        f"core {human_bandwidth(topology.core_bandwidth)} at {human_seconds(topology.core_latency)}, "
-        f"cloud at {human_seconds(topology.cloud_latency)}"
+        f"core {core}, cloud at {human_seconds(topology.cloud_latency)}"
     )
+
+
+def _access_text(topology: GeneratedTopology) -> str:
+    if topology.access is None:
+        return (
+            f"{human_bandwidth(topology.access_up)} up and {human_bandwidth(topology.access_down)} down at "
+            f"{human_seconds(topology.access_latency)} (medians, spread {topology.spread:g})"
+        )
+    shares = topology.access.mix if isinstance(topology.access, AccessMix) else {topology.access: 1.0}
+    told = []
+    for name, share in sorted(shares.items()):
+        profile = access_profiles()[name]
+        part = f"{100 * share:g} % " if len(shares) > 1 else ""
+        told.append(
+            f"{part}{name}: {human_bandwidth(profile.up_bytes_per_second)} up and "
+            f"{human_bandwidth(profile.down_bytes_per_second)} down, round trip {human_seconds(profile.round_trip_seconds)}"
+        )
+    return f"{', '.join(told)} (medians, spread {topology.spread:g})"
 
 
 def device_text(device: Device) -> str:
@@ -56,14 +86,16 @@ def device_text(device: Device) -> str:
 
 def _topology_sentence(setting: Setting) -> str:
     topology, network = setting.config.topology, setting.network
-    if not isinstance(topology, HierarchicalTopology):
+    if isinstance(topology, FileTopology | NamedTopology):
         told = (
             f" Its figures: {network.figures}." if network.figures else " It does not say where its figures are from."
         )
         return f"Topology: {network.where}.{told}"
-    defaults = _default_fields(topology, but={"kind", "clients", "edges"})
+    unused = {"access_up", "access_down", "access_latency"} if topology.access is not None else set()
+    defaults = _default_fields(topology, but={"kind", "clients", "edges", "routers", "access", "cell_clients", *unused})
     told = f" Defaults, not measurements: {', '.join(defaults)}." if defaults else ""
-    return f"Topology: generated; {links_text(topology)}.{told}"
+    kind = "" if isinstance(topology, HierarchicalTopology) else f" ({topology.kind})"
+    return f"Topology: generated{kind}; {links_text(topology)}.{told}"
 
 
 def _default_fields(section: Section, *, but: set[str]) -> list[str]:

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from elsa_ray.config.topology import HierarchicalTopology
+from elsa_ray.config.topology import GeneratedTopology
 from elsa_ray.protocols.setting import Setting
 from elsa_ray.records.answers import TextTable, all_tables, short_tables
 from elsa_ray.records.assumptions import device_text, links_text
@@ -105,7 +105,7 @@ def print_start(setting: Setting, console: Console) -> None:
     work = f"{local} local steps" if local is not None else f"{config.protocol.local_epochs} local epochs"
     learns = f"{len(task.label_names)} labels" if task.label_names else "next tokens"
     topology = config.topology
-    links = links_text(topology) if isinstance(topology, HierarchicalTopology) else setting.network.where
+    links = links_text(topology) if isinstance(topology, GeneratedTopology) else setting.network.where
     rows = {
         "protocol": f"{config.protocol.name}, {config.protocol.rounds} rounds of {work}, "
         f"batches of {config.protocol.batch_size}",

@@ -14,6 +14,7 @@ import numpy as np
 
 from elsa_ray.config.errors import unknown_name
 from elsa_ray.config.world import DeviceMix, DeviceSpec
+from elsa_ray.network.shares import dealt
 from elsa_ray.tasks.seeds import numpy_generator
 
 
@@ -86,16 +87,6 @@ def devices_of_clients(
         return (find_device(spec, where),) * num_clients
     names = sorted(spec.mix)
     devices = [find_device(name, f"{where}.mix.{name}") for name in names]
-    counts = _dealt([spec.mix[name] for name in names], num_clients)
+    counts = dealt([spec.mix[name] for name in names], num_clients)
     kind_N = np.repeat(np.arange(len(names)), counts)
     return tuple(devices[kind] for kind in numpy_generator(seed, "devices").permutation(kind_N).tolist())
-
-
-def _dealt(shares: list[float], num_clients: int) -> list[int]:
-    """Divide the clients by shares with the largest-remainder method."""
-    # Rounded, because 0.7 * 45 is not 31.5 in binary: equal fractions must be equal numbers.
-    quotas = np.round(np.array(shares) / math.fsum(shares) * num_clients, 9)
-    counts = np.floor(quotas).astype(np.int64)
-    largest_first = np.argsort(counts - quotas, kind="stable")
-    counts[largest_first[: num_clients - counts.sum()]] += 1
-    return [int(count) for count in counts]
