@@ -27,6 +27,8 @@ app = typer.Typer(
 )
 topology_app = typer.Typer(help="List, show, draw, check and make network topologies.", no_args_is_help=True)
 app.add_typer(topology_app, name="topology")
+device_app = typer.Typer(help="List and show device profiles, and measure this machine.", no_args_is_help=True)
+app.add_typer(device_app, name="device")
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="The experiment, a YAML file.")]
 Overrides = Annotated[
@@ -164,6 +166,38 @@ def make_topology(
     options = {"clients": clients, "edges": edges, "routers": routers, "spread": spread}
     section = topology_section(kind, {**options, "access": access}, set_ or ())
     save_network_yaml(make_network(section, seed, Path()), out)
+
+
+@device_app.command("list")
+def list_devices() -> None:
+    """Name the device profiles that come with the package."""
+    from elsa_ray.records.devices import device_table
+
+    Console().print(device_table())
+
+
+@device_app.command("show")
+def show_device(device: Annotated[str, typer.Argument(metavar="D", help="A profile's name or file.")]) -> None:
+    """Tell a device's figures, each with its source."""
+    from elsa_ray.records.devices import figure_table
+
+    Console().print(figure_table(device))
+
+
+@device_app.command("measure")
+def measure(
+    out: Annotated[Path, typer.Option("--out", help="YAML file to write; world.clients.device takes its name.")],
+    threads: Annotated[int, typer.Option(help="Threads of the training.", min=1)] = 1,
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="What to measure.")] = "cpu",
+) -> None:
+    """Measure how fast this machine trains, and write it as a device profile.
+
+    Takes about half a minute of CPU time. Power is not measured: state it in the file.
+    """
+    from elsa_ray.measure import measure_device, write_profile
+
+    write_profile(measure_device(threads=threads, device=device, status=Console(stderr=True).print), out)
+    show_device(str(out))
 
 
 @app.command()

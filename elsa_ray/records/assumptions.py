@@ -18,7 +18,7 @@ from elsa_ray.config.topology import (
 from elsa_ray.network.access import access_profiles
 from elsa_ray.protocols.setting import Setting
 from elsa_ray.records.human import human_bandwidth, human_flops, human_seconds, sizes_text
-from elsa_ray.world.devices import Device
+from elsa_ray.world.devices import Device, profiles
 
 
 def assumptions(setting: Setting, executor: str) -> list[str]:
@@ -35,8 +35,8 @@ def assumptions(setting: Setting, executor: str) -> list[str]:
         _device_sentence("Edge servers", setting.fleet.edge, setting.config.world.edges.slots),
         "Time of aggregation, encoding, decoding and scheduling on the devices is not simulated; the cloud computes "
         "in no time.",
-        "Energy: computation above idle of clients and edge servers, and the clients' radios; no idle power, no "
-        "routers, no cloud.",
+        "Energy: computation above idle of clients and edge servers, the clients' radios, and the idle power of those "
+        "that take part in a round, for its whole length; no routers, no cloud.",
         *_adversity_sentences(setting),
         *_payload_sentences(setting),
         *_data_sentences(setting),
@@ -71,7 +71,8 @@ def _access_text(topology: GeneratedTopology) -> str:
         part = f"{100 * share:g} % " if len(shares) > 1 else ""
         told.append(
             f"{part}{name}: {human_bandwidth(profile.up_bytes_per_second)} up and "
-            f"{human_bandwidth(profile.down_bytes_per_second)} down, round trip {human_seconds(profile.round_trip_seconds)}"
+            f"{human_bandwidth(profile.down_bytes_per_second)} down, "
+            f"round trip {human_seconds(profile.round_trip_seconds)}"
         )
     return f"{', '.join(told)} (medians, spread {topology.spread:g})"
 
@@ -79,7 +80,8 @@ def _access_text(topology: GeneratedTopology) -> str:
 def device_text(device: Device) -> str:
     """Return a device's figures in one line."""
     return (
-        f"{device.name}: {human_flops(device.flops_per_second)}, {device.active_watts:g} W when computing, "
+        f"{device.name}: {human_flops(device.flops_per_second)}, {device.idle_watts:g} W idle and "
+        f"{device.active_watts:g} W more when computing, "
         f"{device.radio_joules_per_byte * 1e9:g} nJ a byte sent or received"
     )
 
@@ -117,7 +119,7 @@ def _clients_sentences(setting: Setting) -> list[str]:
 
 
 def _device_sentence(whose: str, device: Device, slots: int) -> str:
-    origin = "the config's figures" if device.name == "custom" else "a profile of rounded assumptions"
+    origin = _origin(device)
     at_once = f", {slots} computations at once, each at the full rate" if slots > 1 else ", one computation at a time"
     return f"{whose}: {device_text(device)}{at_once} ({origin})."
 
@@ -133,6 +135,17 @@ def _adversity_sentences(setting: Setting) -> list[str]:
     if world.round_policy.late == "keep" and world.round_policy.staleness is None:
         sentences.append("Work that arrives in a later round counts fully, however late it is.")
     return sentences
+
+
+def _origin(device: Device) -> str:
+    """Say where a device's figures come from, and how many of them nobody has measured."""
+    if device.name == "custom":
+        return "the config's figures"
+    profile = profiles().get(device.name)
+    if profile is None or profile.device != device:
+        return "the figures of its file"
+    assumed = sum(source.startswith("assumed") for source in profile.sources.values())
+    return f"a profile; {assumed} of its {len(profile.sources)} figures are assumed, see elsa-ray device show"
 
 
 def _payload_sentences(setting: Setting) -> list[str]:
