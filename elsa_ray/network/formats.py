@@ -13,7 +13,7 @@ import yaml
 from elsa_ray.config import load
 from elsa_ray.config.errors import InputError, unknown_name
 from elsa_ray.config.topology import Attachment, Attachments
-from elsa_ray.config.validate import validate
+from elsa_ray.config.validate import validate_file
 from elsa_ray.network.graph import SOURCE_NODE
 from elsa_ray.network.zoo import from_zoo, is_zoo
 
@@ -69,7 +69,7 @@ def read_yaml(text: str, where: str) -> Document:
     attach: Sequence[Attachment] = ()
     if "attach" in content:
         # Read again, because a number is a number there.
-        attach = validate(Attachments, {"attach": load.read_yaml(text, where)["attach"]}, where).attach
+        attach = validate_file(Attachments, {"attach": load.read_yaml(text, where)["attach"]}, where).attach
     return Document(
         _mappings(content, "nodes", where),
         _mappings(content, "links", where),

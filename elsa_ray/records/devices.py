@@ -14,7 +14,7 @@ def device_table() -> Table:
     """Return all packaged profiles with their main figures."""
     table = Table(box=None, pad_edge=False)
     for title in ("device", "FLOP/s", "memory", "idle, W", "active, W", "radio, nJ/B", "about"):
-        table.add_column(title, justify="left" if title in ("device", "about") else "right")
+        table.add_column(title, justify="left" if title in ("device", "about") else "right", no_wrap=True)
     for name, profile in profiles().items():
         device = profile.device
         table.add_row(

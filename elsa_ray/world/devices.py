@@ -18,7 +18,7 @@ import numpy as np
 
 from elsa_ray.config.errors import InputError, unknown_name
 from elsa_ray.config.load import read_yaml
-from elsa_ray.config.validate import validate
+from elsa_ray.config.validate import validate_file
 from elsa_ray.config.world import DeviceFile, DeviceMix, DeviceSpec, is_device_file
 from elsa_ray.network.formats import read_text
 from elsa_ray.network.shares import dealt
@@ -124,7 +124,7 @@ def _profile(name: str, raw: Mapping[str, Any], where: str) -> Profile:
             if set(figure) != {"value", "source"}:
                 raise InputError(f"{where}: {key}", figure, "a value, or {value: VALUE, source: TEXT}")
             figures[key], sources[key] = figure["value"], str(figure["source"])
-    return Profile(_device(name, validate(DeviceSpec, figures, where)), str(raw.get("about", "")), sources)
+    return Profile(_device(name, validate_file(DeviceSpec, figures, where)), str(raw.get("about", "")), sources)
 
 
 def _device(name: str, spec: DeviceSpec) -> Device:
