@@ -13,7 +13,7 @@ from elsa_ray.config.faults import FaultsConfig
 from elsa_ray.config.misbehaviour import MisbehaviourConfig
 from elsa_ray.config.round_policy import RoundPolicy
 from elsa_ray.config.section import Section
-from elsa_ray.config.units import FlopsPerSecond, NumBytes, Watts
+from elsa_ray.config.units import FlopsPerSecond, NumBytes, Seconds, Watts
 
 PositiveInt = Annotated[int, Field(gt=0)]
 

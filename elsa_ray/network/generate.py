@@ -12,7 +12,7 @@ from elsa_ray.network.attach import Group, attached
 from elsa_ray.network.backbones import backbone
 from elsa_ray.network.draws import generator_of
 from elsa_ray.network.files import load_network, named_topologies
-from elsa_ray.network.graph import Network, stated, undirected_network
+from elsa_ray.network.graph import Network, assemble, stated, undirected_network
 
 
 def make_network(

@@ -11,10 +11,10 @@ from elsa_ray.world.devices import Device, find_profile, profiles
 
 
 def device_table() -> Table:
-    """Return all packaged profiles with their main figures."""
+    """Return all packaged profiles with their figures; what each of them is, ``figure_table`` tells."""
     table = Table(box=None, pad_edge=False)
-    for title in ("device", "FLOP/s", "memory", "idle, W", "active, W", "radio, nJ/B", "about"):
-        table.add_column(title, justify="left" if title in ("device", "about") else "right", no_wrap=True)
+    for title in ("device", "FLOP/s", "memory", "idle, W", "active, W", "radio, nJ/B"):
+        table.add_column(title, justify="left" if title == "device" else "right", no_wrap=True)
     for name, profile in profiles().items():
         device = profile.device
         table.add_row(
@@ -24,7 +24,6 @@ def device_table() -> Table:
             f"{device.idle_watts:g}",
             f"{device.active_watts:g}",
             f"{device.radio_joules_per_byte * 1e9:g}",
-            profile.about,
         )
     return table
 

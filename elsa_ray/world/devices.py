@@ -20,8 +20,8 @@ from elsa_ray.config.errors import InputError, unknown_name
 from elsa_ray.config.load import read_yaml
 from elsa_ray.config.validate import validate_file
 from elsa_ray.config.world import DeviceFile, DeviceMix, DeviceSpec, is_device_file
-from elsa_ray.network.formats import read_text
 from elsa_ray.network.shares import dealt
+from elsa_ray.network.text_files import read_text
 from elsa_ray.tasks.seeds import numpy_generator
 
 

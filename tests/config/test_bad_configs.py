@@ -47,7 +47,7 @@ REFUSED_BY_THE_CONFIG: Rows = [
     ({"protocol": {"name": "fedavg", "edge_rounds": 2}}, ["protocol.edge_rounds: found an unknown key", "rounds, "]),
     (
         {"world": {"clients": {"device": {"flops": 1}}}},
-        ["world.clients.device.flops: found an unknown key; allowed: active_watts, flops_per_second,"],
+        ["world.clients.device.flops: found an unknown key; allowed: active_watts, block_seconds, flops_per_second,"],
     ),
     ({"runtime": {"pool_resources": {"num_cpu": 1}}}, ["runtime.pool_resources.num_cpu", "did you mean num_cpus?"]),
     # wrong types

@@ -128,7 +128,7 @@ def test_the_written_config_gives_the_same_devices(device: Any) -> None:
             [": found ['phone']; allowed: a valid string or a mapping: NAME, {flops_per_second: RATE}, or {mix"],
         ),
         (None, [": found None; allowed: a valid string or a mapping"]),
-        ({"flops": 1}, [".flops: found an unknown key; allowed: active_watts, flops_per_second, half_rate_states,"]),
+        ({"flops": 1}, [".flops: found an unknown key; allowed: active_watts, block_seconds, flops_per_second,"]),
         ({}, [".flops_per_second: found nothing; allowed: a value"]),
         ({"flops_per_second": 1, "memory_bytes": 0}, [".memory_bytes: found 0; allowed: greater than 0"]),
         ({"flops_per_second": 1, "memory_bytes": "2 GBit"}, [".memory_bytes: found 2 GBit", "such as '2 GB'"]),
