@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from elsa_ray.config.experiment import ExperimentConfig
 from elsa_ray.config.task import FileDataset, FileProbes, HubDataset
 from elsa_ray.config.topology import FileTopology
 from elsa_ray.config.validate import validate
+from elsa_ray.config.world import DeviceFile, DeviceMix, is_device_file
 
 
 class _Loader(yaml.SafeLoader):
@@ -178,10 +179,14 @@ def _with_absolute_paths(config: ExperimentConfig, base_folder: Path) -> Experim
     if isinstance(task.probes, FileProbes):
         probes = task.probes.model_copy(update={"file": anchored(task.probes.file)})
         task = task.model_copy(update={"probes": probes})
+    world = config.world
+    for role in ("clients", "edges"):
+        section = getattr(world, role)
+        device = _device_anchored(section.device, anchored)
+        world = world.model_copy(update={role: section.model_copy(update={"device": device})})
     topology = config.topology
     if isinstance(topology, FileTopology):
         topology = topology.model_copy(update={"file": anchored(topology.file)})
-    world = config.world
     if isinstance(world.availability, Trace | FedScaleTrace):
         availability = world.availability.model_copy(update={"file": anchored(world.availability.file)})
         world = world.model_copy(update={"availability": availability})
@@ -190,3 +195,13 @@ def _with_absolute_paths(config: ExperimentConfig, base_folder: Path) -> Experim
         capacities = capacities.model_copy(update={"file": anchored(capacities.file)})
         world = world.model_copy(update={"clients": world.clients.model_copy(update={"capacities": capacities})})
     return config.model_copy(update={"task": task, "topology": topology, "world": world})
+
+
+def _device_anchored(device: Any, anchored: Callable[[str], str]) -> Any:
+    """Return a ``device`` field with the paths of its files absolute."""
+    if isinstance(device, DeviceFile):
+        return device.model_copy(update={"file": anchored(device.file)})
+    if isinstance(device, DeviceMix):
+        mix = {anchored(name) if is_device_file(name) else name: share for name, share in device.mix.items()}
+        return device.model_copy(update={"mix": mix})
+    return anchored(device) if isinstance(device, str) and is_device_file(device) else device

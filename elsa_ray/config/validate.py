@@ -33,6 +33,18 @@ def validate(model: type[Model], data: object, where: str = "") -> Model:
         raise InputError(f"{where}.{error.where}", error.found, error.allowed, nearest=error.nearest) from None
 
 
+def validate_file(model: type[Model], data: object, file: str) -> Model:
+    """Return the content of a file as an instance of ``model``; a mistake is told with the file before the field.
+
+    Raises:
+        InputError: as for ``validate``.
+    """
+    try:
+        return validate(model, data)
+    except InputError as error:
+        raise InputError(f"{file}: {error.where}", error.found, error.allowed, nearest=error.nearest) from None
+
+
 def _first_mistake(problems: list[Any], data: object, where: str) -> InputError:
     """Tell the first mistake; of a value that fits no kind of a union, the one inside of it, else all kinds."""
     first = _input_error(problems[0], data, where)

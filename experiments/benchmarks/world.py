@@ -2,8 +2,8 @@
 
     python experiments/benchmarks/world.py [--clients 1000 10000 100000] [--edges 100] [--model bert-base] [--plot FILE]
 
-Each size runs in a process of its own and does what ``elsa-ray plan`` does, from the config to the report. ``import`` is
-what Python needs to load the program; it is the same for every size and not part of ``total``. The last column is
+Each size runs in a process of its own and does what ``elsa-ray plan`` does, from the config to the report. ``import``
+is what Python needs to load the program; it is the same for every size and not part of ``total``. The last column is
 ``total`` over n log n, by that of the largest size before it: not above 1 is n log n or better.
 """
 

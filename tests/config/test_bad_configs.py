@@ -34,8 +34,8 @@ REFUSED_BY_THE_CONFIG: Rows = [
     ({"task": {"lora": {"rnk": 1}}}, ["task.lora.rnk", "did you mean rank?"]),
     ({"topology": {"client": 3}}, ["topology.client: found an unknown key", "did you mean clients?"]),
     ({"topology": {"kind": "hierarchical", "client": 3}}, ["topology.client: found", "did you mean clients?"]),
-    ({"topology": {"file": "a.yaml", "clients": 3}}, ["topology.clients: found an unknown key; allowed: file"]),
-    ({"topology": {"name": "metro", "edges": 3}}, ["topology.edges: found an unknown key; allowed: name"]),
+    ({"topology": {"file": "a.yaml", "clients": 3}}, ["topology.clients: found an unknown key; allowed: attach, file"]),
+    ({"topology": {"name": "metro", "edges": 3}}, ["topology.edges: found an unknown key; allowed: attach, name"]),
     ({"protocol": {"round": 3}}, ["protocol.round: found an unknown key", "did you mean rounds?"]),
     ({"protocol": {"optimizer": {"lr": 3}}}, ["protocol.optimizer.lr: found an unknown key", "learning_rate"]),
     ({"protocol": {"codec": {"actvation": []}}}, ["protocol.codec.actvation", "did you mean activation?"]),
@@ -47,7 +47,7 @@ REFUSED_BY_THE_CONFIG: Rows = [
     ({"protocol": {"name": "fedavg", "edge_rounds": 2}}, ["protocol.edge_rounds: found an unknown key", "rounds, "]),
     (
         {"world": {"clients": {"device": {"flops": 1}}}},
-        ["world.clients.device.flops: found an unknown key; allowed: active_watts, flops_per_second,"],
+        ["world.clients.device.flops: found an unknown key; allowed: active_watts, block_seconds, flops_per_second,"],
     ),
     ({"runtime": {"pool_resources": {"num_cpu": 1}}}, ["runtime.pool_resources.num_cpu", "did you mean num_cpus?"]),
     # wrong types
@@ -107,7 +107,7 @@ REFUSED_BY_THE_CONFIG: Rows = [
     ),
     ({"task": {"partition": {"alpha": 0.5}}}, ["task.partition.kind: found nothing; allowed: a value"]),
     ({"task": {"partition": {"kind": "by_column"}}}, ["task.partition.column: found nothing; allowed: a value"]),
-    ({"topology": {"kind": "ring"}}, ["topology.kind: found ring; allowed: 'hierarchical'"]),
+    ({"topology": {"kind": "rign"}}, ["topology.kind: found rign; allowed: barabasi_albert, grid,", "mean ring?"]),
     ({"protocol": {"name": "elza"}}, ["protocol.name: found elza; allowed: elsa, fedavg,", "did you mean elsa?"]),
     ({"protocol": {"optimizer": {"kind": "adam"}}}, ["protocol.optimizer.kind: found adam", "did you mean adamw?"]),
     (
