@@ -7,10 +7,12 @@ order in which equal times were scheduled.
 
 from __future__ import annotations
 
+import gc
 import math
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
 from enum import IntEnum
@@ -111,8 +113,21 @@ def play(
     """
     player = _Player(plan, state, field, disturbances)
     environment = simpy.Environment(initial_time=state.clock_seconds)
-    environment.run(environment.process(player.run(environment)))
+    with _without_collection():
+        environment.run(environment.process(player.run(environment)))
     return player.timeline(), player.state()
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Keep the garbage collector out: playing makes no cycles, and millions of events would make it look for them."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 _TRANSFER, _COMPUTE, _GATHER = (int(kind) for kind in ActivityKind)
