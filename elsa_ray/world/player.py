@@ -696,7 +696,7 @@ class _Tick(simpy.Event):
 
     def at(self, seconds: float) -> simpy.Event:
         """Happen at some moment, or now if SimPy's own sum has been rounded past it."""
-        self.callbacks = []
+        self.callbacks: simpy.events.EventCallbacks = []
         self.env.schedule(self, delay=max(0.0, seconds - self.env.now))
         return self
 
