@@ -260,7 +260,7 @@ class _Player:
     def _start_ready(self) -> None:
         """Start what waits for nothing any more, in the order of the rows, then fill freed slots."""
         ready, now = self._ready, self._now
-        if len(ready) == 1 and self._is_idle_for(ready[0]):
+        if len(ready) == 1 and self._kind[ready[0]] == _COMPUTE and self._is_idle_for(ready[0]):
             self._compute(ready.pop())
         while ready:
             row = heappop(ready)
@@ -281,7 +281,7 @@ class _Player:
 
     def _is_idle_for(self, row: int) -> bool:
         """Take a slot for a computation that is the only one to start at this instant, if it needs not queue."""
-        starts = self._kind[row] == _COMPUTE and self._phase[row] == _WAITING and self._waits_for[row] == 0
+        starts = self._phase[row] == _WAITING and self._waits_for[row] == 0
         return starts and self._slots.take_idle(self._source[row])
 
     def _compute(self, row: int) -> None:
