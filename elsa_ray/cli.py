@@ -25,8 +25,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-topology_app = typer.Typer(help="List, show, check and make network topologies.", no_args_is_help=True)
+topology_app = typer.Typer(help="List, show, draw, check and make network topologies.", no_args_is_help=True)
 app.add_typer(topology_app, name="topology")
+device_app = typer.Typer(help="List and show device profiles, and measure this machine.", no_args_is_help=True)
+app.add_typer(device_app, name="device")
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="The experiment, a YAML file.")]
 Overrides = Annotated[
@@ -85,17 +87,22 @@ def net(
     write_finish_times_csv(out, table)
 
 
+TopologyName = Annotated[str, typer.Argument(metavar="T", help="A topology's name or file.")]
+Clients = Annotated[int | None, typer.Option(help="Clients.", min=1)]
+Edges = Annotated[int | None, typer.Option(help="Edge servers.", min=1)]
+
+
 @topology_app.command("list")
 def list_topologies() -> None:
-    """Name the networks that come with the package."""
-    from elsa_ray.network import load_network, named_topologies
+    """Name the networks that come with the package, the generators, and the access profiles."""
+    from elsa_ray.network.catalogue import catalogue_lines
 
-    for name, path in sorted(named_topologies().items()):
-        Console().print(f"[bold]{name}[/bold]  {load_network(path, roles_required=False).figures.strip()}")
+    for line in catalogue_lines():
+        Console().print(line, highlight=False)
 
 
 @topology_app.command("show")
-def show_topology(topology: Annotated[str, typer.Argument(metavar="T", help="A topology's name or file.")]) -> None:
+def show_topology(topology: TopologyName) -> None:
     """Tell a network's sizes, bandwidths and latencies."""
     from elsa_ray.network.check import describe
     from elsa_ray.network.files import find_network
@@ -103,13 +110,32 @@ def show_topology(topology: Annotated[str, typer.Argument(metavar="T", help="A t
     Console().print_json(data=describe(find_network(topology, roles_required=False)))
 
 
+@topology_app.command("draw")
+def draw(
+    topology: TopologyName,
+    out: Annotated[Path, typer.Option("--out", help="The picture, .svg or .png.")],
+) -> None:
+    """Draw a network, on the map where its routers have coordinates."""
+    from elsa_ray.network.files import find_network
+    from elsa_ray.network.nearest import nearest_edges
+    from elsa_ray.records.drawing import MOST_CLIENTS_DRAWN, draw_topology
+
+    network = find_network(topology, roles_required=False)
+    edges = nearest_edges(network) if len(network.clients) <= MOST_CLIENTS_DRAWN else {}
+    draw_topology(network, out, Path(topology).stem, edges)
+
+
 @topology_app.command("check")
-def check_topology(topology: Annotated[str, typer.Argument(metavar="T", help="A topology's name or file.")]) -> None:
-    """Check a network for a run: roles, positive figures, a way from each client to an edge and the cloud."""
+def check_topology(
+    topology: TopologyName,
+    capacity: Annotated[int | None, typer.Option(help="Most clients of one edge server.", min=1)] = None,
+) -> None:
+    """Check a network for a run: roles, positive figures, ways between all nodes, room for the clients."""
     from elsa_ray.network.check import check_network
     from elsa_ray.network.files import find_network
 
-    findings = check_network(find_network(topology, roles_required=False))
+    network = find_network(topology, roles_required=False)
+    findings = check_network(network, edge_capacity=capacity)
     if findings:
         raise InputError(topology, "; ".join(findings), "a network without such findings")
     Console().print(f"{topology}: nothing found")
@@ -117,19 +143,61 @@ def check_topology(topology: Annotated[str, typer.Argument(metavar="T", help="A 
 
 @topology_app.command("make")
 def make_topology(
-    kind: Annotated[Literal["hierarchical"], typer.Argument(metavar="KIND", help="hierarchical")],
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="A generator, or a topology's name or file.")],
     out: Annotated[Path, typer.Option("--out", help="YAML file to write.")],
-    clients: Annotated[int, typer.Option(help="Clients.", min=1)] = 24,
-    edges: Annotated[int, typer.Option(help="Edge servers.", min=1)] = 3,
-    spread: Annotated[float, typer.Option(help="Of the clients' figures; 0 makes all equal.", min=0)] = 0.5,
-    seed: Annotated[int, typer.Option(help="Of the clients' figures.", min=0)] = 0,
+    clients: Clients = None,
+    edges: Edges = None,
+    routers: Annotated[int | None, typer.Option(help="Of ring, grid, barabasi_albert, waxman.", min=1)] = None,
+    access: Annotated[str | None, typer.Option(help="Profile of the clients, or shares: lte=0.5,wifi=0.5.")] = None,
+    spread: Annotated[float | None, typer.Option(help="Of the clients' figures; 0 makes all equal.", min=0)] = None,
+    seed: Annotated[int, typer.Option(help="Of all that is drawn at random.", min=0)] = 0,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any other key of the topology section.")
+    ] = None,
 ) -> None:
-    """Generate a network and write it as a file."""
-    from elsa_ray.config.topology import HierarchicalTopology
-    from elsa_ray.network import hierarchical, save_network_yaml
+    """Generate a network and write it as a file.
 
-    assert kind == "hierarchical"
-    save_network_yaml(hierarchical(HierarchicalTopology(clients=clients, edges=edges, spread=spread), seed), out)
+    Kinds: hierarchical, star, ring, grid, barabasi_albert, waxman. With a topology's name or file as KIND, clients and
+    edge servers are attached to its routers.
+    """
+    from elsa_ray.network import make_network, save_network_yaml
+    from elsa_ray.network.catalogue import topology_section
+
+    options = {"clients": clients, "edges": edges, "routers": routers, "spread": spread}
+    section = topology_section(kind, {**options, "access": access}, set_ or ())
+    save_network_yaml(make_network(section, seed, Path()), out)
+
+
+@device_app.command("list")
+def list_devices() -> None:
+    """Name the device profiles that come with the package."""
+    from elsa_ray.records.devices import device_table
+
+    Console().print(device_table())
+
+
+@device_app.command("show")
+def show_device(device: Annotated[str, typer.Argument(metavar="D", help="A profile's name or file.")]) -> None:
+    """Tell a device's figures, each with its source."""
+    from elsa_ray.records.devices import figure_table
+
+    Console().print(figure_table(device))
+
+
+@device_app.command("measure")
+def measure(
+    out: Annotated[Path, typer.Option("--out", help="YAML file to write; world.clients.device takes its name.")],
+    threads: Annotated[int, typer.Option(help="Threads of the training.", min=1)] = 1,
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="What to measure.")] = "cpu",
+) -> None:
+    """Measure how fast this machine trains, and write it as a device profile.
+
+    Takes about half a minute of CPU time. Power is not measured: state it in the file.
+    """
+    from elsa_ray.measure import measure_device, write_profile
+
+    write_profile(measure_device(threads=threads, device=device, status=Console(stderr=True).print), out)
+    show_device(str(out))
 
 
 @app.command()

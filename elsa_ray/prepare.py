@@ -19,8 +19,11 @@ from elsa_ray.config.misbehaviour import Misbehaviour, check_misbehaviour_of_tas
 from elsa_ray.config.plugins import find_class
 from elsa_ray.config.protocol import CodecChains
 from elsa_ray.config.task import SizesDataset
-from elsa_ray.model.adapters import Adapters, initial_adapters, make_layout
+from elsa_ray.model.adapters import AdapterLayout, Adapters, initial_adapters, make_layout
+from elsa_ray.model.cost import step_flops
 from elsa_ray.model.families import family_of
+from elsa_ray.model.shape import ModelShape
+from elsa_ray.model.split import whole
 from elsa_ray.model.tripartite import TripartiteModel
 from elsa_ray.network.generate import make_network
 from elsa_ray.network.graph import Network
@@ -31,13 +34,13 @@ from elsa_ray.protocols.protocol import Protocol
 from elsa_ray.protocols.setting import Setting
 from elsa_ray.runtime.hardware import resolve_numerics
 from elsa_ray.tasks.model_facts import check_has_weights
-from elsa_ray.tasks.task import load_task
+from elsa_ray.tasks.task import Task, load_task
 from elsa_ray.tasks.weights import load_model
 from elsa_ray.training.misbehaviour import misbehaviour_of_clients
 from elsa_ray.training.probing import answer_probes
 from elsa_ray.training.recipe import Chains, Recipe
 from elsa_ray.world.availability import make_availability
-from elsa_ray.world.devices import devices_of_clients, find_device
+from elsa_ray.world.devices import StepSize, devices_of_clients, find_device
 from elsa_ray.world.faults import make_faults
 from elsa_ray.world.fleet import Fleet
 from elsa_ray.world.plan import Floats
@@ -85,7 +88,7 @@ def prepare(config: ExperimentConfig) -> Prepared:
     fleet = Fleet(
         devices_of_clients(config.world.clients.device, len(network.clients), config.seed, "world.clients.device"),
         find_device(config.world.edges.device, "world.edges.device"),
-    )
+    ).training(_usual_step(config, task, shape, layout))
     if rate_N is not None:
         fleet = fleet.with_flops_per_second(rate_N)
     router = Router(network)
@@ -140,6 +143,13 @@ def _as_measured(config: ExperimentConfig, network: Network) -> tuple[Network, F
     if told.links:
         network = network.with_client_bandwidths(capacities.bytes_per_second)
     return network, capacities.flops_per_second
+
+
+def _usual_step(config: ExperimentConfig, task: Task, shape: ModelShape, layout: AdapterLayout) -> StepSize:
+    """Return the size of a step on a full batch of texts of the mean length: what a device's rate is taken for."""
+    texts, length = config.protocol.batch_size, max(1, math.ceil(task.mean_length_C.mean()))
+    flops = step_flops(shape, layout, whole(shape.num_layers)).whole.total(texts, length)
+    return StepSize(float(flops), float(texts * length * shape.hidden_size * shape.num_layers), shape.num_layers)
 
 
 def _misbehaviour(config: ExperimentConfig, num_clients: int) -> tuple[Misbehaviour | None, ...]:

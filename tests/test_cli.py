@@ -106,6 +106,34 @@ def test_a_made_topology_carries_a_run(folder: Path) -> None:
     assert json.loads((folder / "out" / "summary.json").read_text())["clients_total"] == 5
 
 
+def test_topologies_are_made_listed_and_drawn(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = folder / "made.yaml"
+    options = ["--clients", "9", "--edges", "2", "--routers", "5", "--access", "lte=0.5,wifi=0.5", "--seed", "3"]
+    assert (
+        run_command(["topology", "make", "waxman", *options, "--set", "core_bandwidth=2 Gbit/s", "--out", str(made)])
+        == 0
+    )
+    assert run_command(["topology", "check", str(made), "--capacity", "5"]) == 0
+    assert run_command(["topology", "make", "nsfnet", "--clients", "4", "--out", str(folder / "own.yaml")]) == 2
+    assert "topology.attach.edges: found nothing" in capsys.readouterr().err
+    assert run_command(["topology", "make", "nsfnet", "--clients", "4", "--edges", "1", "--out", str(made)]) == 0
+    for name in ("picture.svg", "picture.png"):
+        assert run_command(["topology", "draw", str(made), "--out", str(folder / name)]) == 0
+    assert b"<svg" in (folder / "picture.svg").read_bytes()
+    assert (folder / "picture.png").read_bytes().startswith(b"\x89PNG")
+    capsys.readouterr()
+    assert run_command(["topology", "list"]) == 0
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in ("abilene", "metro", "rural", "barabasi_albert", "satellite"))
+
+
+def test_devices_are_listed_and_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["device", "list"]) == 0
+    assert "jetson_orin" in capsys.readouterr().out
+    assert run_command(["device", "show", "edge_gpu_t4"]) == 0
+    assert "data sheet" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("format_", ["table", "json", "csv", "md"])
 def test_compare_shows_runs_side_by_side(folder: Path, format_: str, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("a", "b"):
@@ -119,6 +147,19 @@ def test_report_can_be_written_again(folder: Path) -> None:
     assert run_command(["plan", str(folder / "small.yaml"), "--out", str(folder / "a")]) == 0
     assert run_command(["report", str(folder / "a"), "--out", str(folder / "page.html")]) == 0
     assert "<svg" in (folder / "page.html").read_text()
+
+
+def test_a_report_is_not_written_in_place_of_a_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["plan", str(folder / "small.yaml"), "--out", str(folder / "a")]) == 0
+    before = sorted(folder.iterdir())
+    for out in (".", str(folder / "a")):
+        capsys.readouterr()
+        assert run_command(["report", str(folder / "a"), "--out", out]) == 2
+        assert (
+            capsys.readouterr().err
+            == f"elsa-ray: --out: found {out} (Is a directory); allowed: a file that can be written\n"
+        )
+    assert sorted(folder.iterdir()) == before
 
 
 BAD_RUNS = {
@@ -147,6 +188,23 @@ BAD_RUNS = {
     "data row": ("plan {small} --set task.dataset.train=torn.jsonl", "torn.jsonl row 2"),
     "too few examples": ("plan {small} --set topology.clients=400", "task.partition: found 27 training examples"),
     "topology name": ("plan {small} --set topology={name:metr}", "topology.name: found metr; .*did you mean metro"),
+    "topology: more clients than places": ("topology check metro --capacity 3", "found 12 clients and room for 9"),
+    "topology: unknown kind": ("topology make rign --out {folder}/o.yaml", "KIND: found rign; .* did you mean ring"),
+    "topology: unknown key": ("topology make ring --set x=1 --out {folder}/o.yaml", "topology.x: found an unknown key"),
+    "topology: shares": (
+        "topology make ring --access lte=a --out {folder}/o.yaml",
+        "--access: found lte=a; allowed",
+    ),
+    "topology: picture": (
+        "topology draw metro --out {folder}/o.gif",
+        "--out: found .*o.gif; allowed: a name",
+    ),
+    "device: unknown": ("device show fone", "D: found fone; .* did you mean phone"),
+    "device: no file": ("plan {small} --set world.clients.device=no.yaml", "no.yaml: found no such file"),
+    "device: too small": (
+        "plan {small} --set world.clients.device={flops_per_second:1,memory_bytes:9}",
+        r"world.clients.device: found client000 \(custom\) with 9 bytes for training",
+    ),
     "topology file": ("plan {small} --set topology={file:x.yaml}", "x.yaml: found no such file"),
     "topology without roles": ("plan {small} --set topology={file:net.json}", "net.json: node a: kind: found nothing"),
     "no GPU": ("plan {small} --set numerics.device=cuda", "numerics.device: found cuda"),

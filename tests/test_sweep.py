@@ -323,7 +323,7 @@ def conclude(number, frame):
     sys.exit(143)
 signal.signal(signal.SIGTERM, conclude)
 os.kill(os.getppid(), signal.SIGINT)
-time.sleep(60)
+time.sleep(250)
 """
 
 

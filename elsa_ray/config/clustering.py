@@ -6,10 +6,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from elsa_ray.config.section import Section
+from elsa_ray.config.section import PositiveInt, Section
 from elsa_ray.config.units import Seconds
 
-PositiveInt = Annotated[int, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 

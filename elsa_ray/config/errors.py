@@ -24,7 +24,7 @@ class InputError(Exception):
         line = f"{self.where}: found {_shorten(found)}; allowed: {self.allowed}"
         if self.nearest is not None:
             line += f"; did you mean {self.nearest}?"
-        return " ".join(line.split())
+        return _printable(" ".join(line.split()))
 
 
 def nearest_name(name: str, valid: Iterable[str]) -> str | None:
@@ -37,6 +37,11 @@ def unknown_name(where: str, name: str, valid: Iterable[str]) -> InputError:
     """Build the error for a name that is not among the ``valid`` ones."""
     names = sorted(valid)
     return InputError(where, name, ", ".join(names), nearest=nearest_name(name, names))
+
+
+def _printable(text: str) -> str:
+    """Spell out what no terminal should get: control characters, and halves of characters that cannot be encoded."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def _shorten(text: str, limit: int = 120) -> str:

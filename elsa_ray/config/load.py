@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,18 @@ from elsa_ray.config.experiment import ExperimentConfig
 from elsa_ray.config.task import FileDataset, FileProbes, HubDataset
 from elsa_ray.config.topology import FileTopology
 from elsa_ray.config.validate import validate
+from elsa_ray.config.world import DeviceFile, DeviceMix, is_device_file
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with two repairs: ``2e-3`` is a number, and a key that stands twice is an error."""
+    """YAML with three repairs: ``2e-3`` is a number; a key that stands twice and a wrong date are told as errors."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep=deep)
+        except (ValueError, LookupError, AttributeError) as error:
+            # What PyYAML's own constructors raise for 2023-02-30, !!int x, or a number of thousands of digits.
+            raise yaml.constructor.ConstructorError(None, None, f"the value {node.value}", node.start_mark) from error
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -51,6 +60,8 @@ def read_yaml(text: str, where: str) -> Any:
     """
     try:
         return yaml.load(text, Loader=_Loader)
+    except RecursionError:
+        raise InputError(where, "lists or mappings too deep inside each other", "valid YAML") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{where} line {mark.line + 1}" if mark else where
@@ -135,7 +146,7 @@ def _replaced(node: Any, keys: list[str], value: Any, where: str) -> Any:
         return value
     key, rest = keys[0], keys[1:]
     if isinstance(node, list):
-        if not key.isdigit() or int(key) >= len(node):
+        if not (key.isascii() and key.isdigit()) or int(key) >= len(node):
             raise InputError(where, key, f"an index from 0 to {len(node) - 1}")
         return [_replaced(item, rest, value, where) if i == int(key) else item for i, item in enumerate(node)]
     if node is None:
@@ -149,26 +160,33 @@ def _with_absolute_paths(config: ExperimentConfig, base_folder: Path) -> Experim
     """Anchor every path; a name that is no existing path (a hub id, a packaged model) stays as it is."""
 
     def anchored(name: str) -> str:
-        return str((base_folder / Path(name).expanduser()).resolve())
+        try:
+            return str((base_folder / Path(name).expanduser()).resolve())
+        except (OSError, RuntimeError, ValueError) as error:
+            raise InputError(name, f"what cannot be a path here ({error})", "the path of a file or folder") from None
 
     def anchored_if_there(name: str) -> str:
         looks_like_a_path = name.startswith((".", "/", "~"))
-        return anchored(name) if looks_like_a_path or (base_folder / name).is_dir() else name
+        return anchored(name) if looks_like_a_path or os.path.isdir(base_folder / name) else name
 
     task = config.task.model_copy(update={"model": anchored_if_there(config.task.model)})
     dataset = task.dataset
     if isinstance(dataset, FileDataset):
-        paths = {"train": anchored(dataset.train), "test": anchored(dataset.test) if dataset.test else None}
+        paths = {"train": anchored(dataset.train), "test": None if dataset.test is None else anchored(dataset.test)}
         task = task.model_copy(update={"dataset": dataset.model_copy(update=paths)})
     elif isinstance(dataset, HubDataset):
         task = task.model_copy(update={"dataset": dataset.model_copy(update={"hub": anchored_if_there(dataset.hub)})})
     if isinstance(task.probes, FileProbes):
         probes = task.probes.model_copy(update={"file": anchored(task.probes.file)})
         task = task.model_copy(update={"probes": probes})
+    world = config.world
+    for role in ("clients", "edges"):
+        section = getattr(world, role)
+        device = _device_anchored(section.device, anchored)
+        world = world.model_copy(update={role: section.model_copy(update={"device": device})})
     topology = config.topology
     if isinstance(topology, FileTopology):
         topology = topology.model_copy(update={"file": anchored(topology.file)})
-    world = config.world
     if isinstance(world.availability, Trace | FedScaleTrace):
         availability = world.availability.model_copy(update={"file": anchored(world.availability.file)})
         world = world.model_copy(update={"availability": availability})
@@ -177,3 +195,13 @@ def _with_absolute_paths(config: ExperimentConfig, base_folder: Path) -> Experim
         capacities = capacities.model_copy(update={"file": anchored(capacities.file)})
         world = world.model_copy(update={"clients": world.clients.model_copy(update={"capacities": capacities})})
     return config.model_copy(update={"task": task, "topology": topology, "world": world})
+
+
+def _device_anchored(device: Any, anchored: Callable[[str], str]) -> Any:
+    """Return a ``device`` field with the paths of its files absolute."""
+    if isinstance(device, DeviceFile):
+        return device.model_copy(update={"file": anchored(device.file)})
+    if isinstance(device, DeviceMix):
+        mix = {anchored(name) if is_device_file(name) else name: share for name, share in device.mix.items()}
+        return device.model_copy(update={"mix": mix})
+    return anchored(device) if isinstance(device, str) and is_device_file(device) else device

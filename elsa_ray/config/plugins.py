@@ -41,6 +41,8 @@ def _import_class(where: str, name: str) -> Any:
         raise InputError(where, name, f"an importable module:Class ({type(error).__name__}: {error})") from error
     if not isinstance(getattr(module, class_name, None), type):
         classes = [key for key, value in vars(module).items() if isinstance(value, type)]
+        if not classes:
+            raise InputError(where, f"{name}, whose module has no class", "module:Class")
         raise unknown_name(where, name, [f"{module_name}:{key}" for key in classes])
     return getattr(module, class_name)
 

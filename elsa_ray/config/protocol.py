@@ -7,11 +7,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from elsa_ray.config.clustering import ClusteringConfig, TrustConfig
-from elsa_ray.config.section import Section
+from elsa_ray.config.section import PositiveInt, Section
 from elsa_ray.config.split import SplitChoice, SplitConfig
 from elsa_ray.config.units import NumBytes, Seconds
-
-PositiveInt = Annotated[int, Field(gt=0)]
 
 
 class OptimizerConfig(Section):

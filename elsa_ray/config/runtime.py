@@ -6,11 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from elsa_ray.config.section import Section
+from elsa_ray.config.section import PositiveInt, Section
 from elsa_ray.config.units import Seconds
 
 Share = Annotated[float, Field(ge=0)] | Literal["auto"]
-PositiveInt = Annotated[int, Field(gt=0)]
 
 
 class ActorResources(Section):
@@ -38,7 +37,7 @@ class RuntimeConfig(Section):
     """Cohorts that a pool keeps under way, so that it works while one is at the edge."""
     threads: PositiveInt = 1
     """Threads of each worker's matrix products."""
-    timeout_seconds: Seconds = 600.0
+    timeout_seconds: Annotated[Seconds, Field(gt=0)] = 600.0
     """Longest wait for an answer. A pool that trains a cohort has this long for each step of each cohort in flight."""
     startup_timeout_seconds: Seconds = 600.0
     """Longest wait for the cluster to grow until the actors fit."""

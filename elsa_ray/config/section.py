@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
+
+PositiveInt = Annotated[int, Field(gt=0, le=2**31 - 1)]
+"""A count: at least one, and few enough for the arrays that are computed with it."""
 
 
 class Section(BaseModel):
-    """A part of the config file. Unknown keys are errors, values are not coerced between kinds, and it is immutable."""
+    """A part of the config file. Unknown keys are errors, values are not coerced between kinds, and it is immutable.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+    Numbers are finite: no infinity, no NaN.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -7,9 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from elsa_ray.config.section import Section
-
-PositiveInt = Annotated[int, Field(gt=0)]
+from elsa_ray.config.section import PositiveInt, Section
 
 
 class PydocsDataset(Section):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, WithJsonSchema
@@ -48,7 +49,7 @@ def parse_quantity(text: object, units: dict[str, float], example: str) -> float
             else number * factor
         )
     else:
-        value = float(text)
+        value = math.inf if isinstance(text, int) and abs(text) > sys.float_info.max else float(text)
     if not math.isfinite(value) or value < 0:
         raise ValueError(allowed)
     return value

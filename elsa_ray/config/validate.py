@@ -33,6 +33,18 @@ def validate(model: type[Model], data: object, where: str = "") -> Model:
         raise InputError(f"{where}.{error.where}", error.found, error.allowed, nearest=error.nearest) from None
 
 
+def validate_file(model: type[Model], data: object, file: str) -> Model:
+    """Return the content of a file as an instance of ``model``; a mistake is told with the file before the field.
+
+    Raises:
+        InputError: as for ``validate``.
+    """
+    try:
+        return validate(model, data)
+    except InputError as error:
+        raise InputError(f"{file}: {error.where}", error.found, error.allowed, nearest=error.nearest) from None
+
+
 def _first_mistake(problems: list[Any], data: object, where: str) -> InputError:
     """Tell the first mistake; of a value that fits no kind of a union, the one inside of it, else all kinds."""
     first = _input_error(problems[0], data, where)
@@ -66,9 +78,10 @@ def _input_error(problem: Any, data: object, where: str) -> InputError:
             return InputError(f"{field}.{key}", "nothing", "a value: this field is required")
         names = [tag.strip(" '") for tag in context["expected_tags"].split(",")]
         return unknown_name(f"{field}.{key}", context["tag"], names)
-    if isinstance(found, str) and problem["type"] in ("int_type", "float_type", "bool_type"):
-        found = f"the text '{found}'"
     expected = context.get("expected")
+    # The text of a number looks like the number itself.
+    if isinstance(found, str) and (problem["type"] in ("int_type", "float_type", "bool_type") or found == expected):
+        found = f"the text '{found}'"
     names = [part.strip(" '") for part in str(expected).replace(" or ", ", ").split(",")] if expected else []
     nearest = nearest_name(found, names) if isinstance(found, str) else None
     return InputError(field, found, _allowed(problem["msg"]), nearest=nearest)

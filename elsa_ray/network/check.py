@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,13 +15,23 @@ from elsa_ray.network.routes import Router
 _TWO_KINDS = "{} - {}"
 
 
-def check_network(network: Network) -> list[str]:
+def check_network(network: Network, *, edge_capacity: int | None = None) -> list[str]:
     """Return one line for each reason why training over the network could not work; none for a sound one.
 
-    It checks the roles, the figures, and that each client reaches an edge and the cloud, and each edge the cloud, and
-    is reached from there.
+    It checks the roles, the figures, that each client reaches an edge and the cloud, and each edge the cloud, and is
+    reached from there, that nothing else is cut off, and that the edges have room for all clients.
+
+    Args:
+        network: the topology.
+        edge_capacity: most clients of one edge server; None for no limit.
     """
-    return [*_role_findings(network), *_figure_findings(network), *_reach_findings(network)]
+    return [
+        *_role_findings(network),
+        *_figure_findings(network),
+        *_reach_findings(network),
+        *_part_findings(network),
+        *_capacity_findings(network, edge_capacity),
+    ]
 
 
 def describe(network: Network) -> dict[str, Any]:
@@ -97,3 +108,28 @@ def _reach_findings(network: Network) -> list[str]:
 
 def _both_ways(router: Router, first: int, second: int) -> bool:
     return router.route(first, second) is not None and router.route(second, first) is not None
+
+
+def _part_findings(network: Network) -> list[str]:
+    """Tell of routers that nothing leads to; clients, edges and the cloud are told of by their routes."""
+    ends = [*network.link_source.tolist(), *network.link_target.tolist()]
+    linked = set(ends)
+    alone = [
+        network.node_names[node]
+        for node, kind in enumerate(network.node_kinds)
+        if kind == "router" and node not in linked
+    ]
+    findings = [f"router {name} has no link" for name in alone]
+    graph = nx.Graph(zip(network.link_source.tolist(), network.link_target.tolist(), strict=True))
+    parts = sorted(nx.connected_components(graph), key=len, reverse=True)
+    for part in parts[1:]:
+        first = network.node_names[min(part)]
+        findings.append(f"{len(part)} nodes, {first} among them, are joined to each other only")
+    return findings
+
+
+def _capacity_findings(network: Network, edge_capacity: int | None) -> list[str]:
+    if edge_capacity is None or len(network.clients) <= edge_capacity * len(network.edges):
+        return []
+    room = f"{len(network.edges)} edges with {edge_capacity} clients each"
+    return [f"{len(network.clients)} clients and room for {edge_capacity * len(network.edges)}: {room}"]

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from xml.etree import ElementTree
 
 import yaml
 
+from elsa_ray.config import load
 from elsa_ray.config.errors import InputError, unknown_name
+from elsa_ray.config.topology import Attachment, Attachments
+from elsa_ray.config.validate import validate_file
 from elsa_ray.network.graph import SOURCE_NODE
+from elsa_ray.network.zoo import from_zoo, is_zoo
 
-_YAML_KEYS = ("source", "directed", "nodes", "links")
+_YAML_KEYS = ("source", "directed", "nodes", "links", "attach")
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,10 @@ class Document:
     figures: str = ""
     strict: bool = field(default=False)
     """Unknown attributes are errors; only in our own format, since others carry the data of other tools."""
+    attach: Sequence[Attachment] = ()
+    """Who is attached to the routers unless the user says otherwise."""
+    may_have_gaps: bool = False
+    """Whether bandwidths and latencies may be missing."""
 
 
 class _TextLoader(getattr(yaml, "CBaseLoader", yaml.BaseLoader)):  # type: ignore[misc]
@@ -41,7 +49,7 @@ class _TextLoader(getattr(yaml, "CBaseLoader", yaml.BaseLoader)):  # type: ignor
 
 
 def read_yaml(text: str, where: str) -> Document:
-    """Read our own format: a mapping of ``source``, ``nodes``, ``links`` and optionally ``directed``.
+    """Read our own format: a mapping of ``source``, ``nodes``, ``links``, and optionally ``directed`` and ``attach``.
 
     Raises:
         InputError: it is no YAML, no such mapping, or has other keys.
@@ -58,12 +66,17 @@ def read_yaml(text: str, where: str) -> Document:
     directed = str(content.get("directed", "false"))
     if directed.lower() not in ("true", "false"):
         raise InputError(f"{where}: directed", directed, "true, false")
+    attach: Sequence[Attachment] = ()
+    if "attach" in content:
+        # Read again, because a number is a number there.
+        attach = validate_file(Attachments, {"attach": load.read_yaml(text, where)["attach"]}, where).attach
     return Document(
         _mappings(content, "nodes", where),
         _mappings(content, "links", where),
         directed=directed.lower() == "true",
         figures=str(content.get("source", "")),
         strict=True,
+        attach=attach,
     )
 
 
@@ -116,7 +129,11 @@ def read_graphml(text: str, where: str) -> Document:
             place = f"{where}: link {ends['source']}-{ends['target']}: directed"
             raise InputError(place, element.get("directed"), "what edgedefault says: all links directed, or none")
         links.append(_oriented({**_data(element, "edge", keys), **ends}))
-    return Document(nodes, links, directed, _data(graph, "graph", keys).get("source", ""))
+    about = _data(graph, "graph", keys)
+    if is_zoo([key.get("attr.name", "") for key in keys.values()]):
+        routers, merged, figures = from_zoo(nodes, links, about, directed=directed)
+        return Document(routers, merged, directed, figures, may_have_gaps=True)
+    return Document(nodes, links, directed, about.get("source", ""))
 
 
 def _data(element: ElementTree.Element, domain: str, keys: dict[str | None, ElementTree.Element]) -> dict[str, str]:

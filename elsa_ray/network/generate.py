@@ -1,39 +1,56 @@
-"""Makes networks: the hierarchical generator, and whichever of the three the ``topology`` section asks for."""
+"""Makes networks: by a generator, or whatever else the ``topology`` section asks for."""
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
 
 from elsa_ray.config.errors import unknown_name
-from elsa_ray.config.topology import FileTopology, HierarchicalTopology, NamedTopology
+from elsa_ray.config.topology import FileTopology, GeneratedTopology, HierarchicalTopology, NamedTopology
+from elsa_ray.network.attach import Group, attached
+from elsa_ray.network.backbones import backbone
+from elsa_ray.network.draws import generator_of
 from elsa_ray.network.files import load_network, named_topologies
-from elsa_ray.network.graph import Network, stated, undirected_network
+from elsa_ray.network.graph import Network, assemble, stated, undirected_network
 
 
 def make_network(
-    config: HierarchicalTopology | FileTopology | NamedTopology, seed: int, base_folder: str | Path
+    config: GeneratedTopology | FileTopology | NamedTopology, seed: int, base_folder: str | Path
 ) -> Network:
     """Return the network that the ``topology`` section of a config describes.
 
     Args:
         config: the section.
-        seed: the run's seed, for generated networks.
+        seed: the run's seed, for what is generated or attached.
         base_folder: what a relative ``file`` is relative to.
 
     Raises:
         InputError: the file or name is unknown or wrong, or the network lacks clients, edges or its one cloud.
     """
-    if isinstance(config, HierarchicalTopology):
-        return hierarchical(config, seed)
+    if isinstance(config, GeneratedTopology):
+        return generated(config, seed)
     if isinstance(config, FileTopology):
-        return load_network(Path(base_folder) / config.file, roles_required=True)
+        return load_network(Path(base_folder) / config.file, roles_required=True, attach=config.attach, seed=seed)
     named = named_topologies()
     if config.name not in named:
         raise unknown_name("topology.name", config.name, named)
-    return load_network(named[config.name], roles_required=True)
+    return load_network(named[config.name], roles_required=True, attach=config.attach, seed=seed)
+
+
+def generated(config: GeneratedTopology, seed: int) -> Network:
+    """Make routers as the generator says, and attach clients, edge servers and the cloud to them.
+
+    Raises:
+        InputError: a configured figure makes no link, or a name or number no network.
+    """
+    if isinstance(config, HierarchicalTopology) and config.access is None:
+        return hierarchical(config, seed)
+    routers = backbone(config, seed)
+    group = Group(config.clients, config.edges, config, routers.sites)
+    nodes, links = attached(routers.nodes, routers.links, [group], seed, cloud_at=routers.cloud_at)
+    figures = f"generated: {config.kind}, {config.clients} clients, {config.edges} edges, seed {seed}"
+    return assemble(nodes, links, "topology", directed=False, figures=figures, roles_required=True)
 
 
 def hierarchical(config: HierarchicalTopology, seed: int) -> Network:
@@ -54,7 +71,7 @@ def hierarchical(config: HierarchicalTopology, seed: int) -> Network:
     first_edge, first_router = config.clients, config.clients + config.edges
     core = first_router + config.edges
 
-    draws = _generator(seed, "topology").standard_normal((config.clients, 2))
+    draws = generator_of(seed, "topology").standard_normal((config.clients, 2))
     with np.errstate(over="ignore"):  # an infinite factor is refused with its link's name
         factors = np.exp(config.spread * draws)
         bandwidth_factor, latency_factor = factors[:, 0], factors[:, 1]
@@ -83,9 +100,3 @@ def _numbered(word: str, count: int, width: int = 1) -> list[str]:
     """Return ``word0``, ``word1``, …, padded with zeros so that they sort alike as texts and as numbers."""
     width = max(width, len(str(count - 1)))
     return [f"{word}{number:0{width}d}" for number in range(count)]
-
-
-def _generator(seed: int, purpose: str) -> np.random.Generator:
-    """Return random numbers that depend on the run's seed and the purpose only."""
-    digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()
-    return np.random.default_rng(int.from_bytes(digest, "big"))

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from elsa_ray.config.errors import InputError, unknown_name
-from elsa_ray.network.links import MAX_LATENCY_SECONDS, Link, read_link, read_node
+from elsa_ray.network.geography import Coordinates
+from elsa_ray.network.links import MAX_LATENCY_SECONDS, Link, read_coordinates, read_link, read_node
 from elsa_ray.network.schedule import Steps
 from elsa_ray.network.schedule_csv import read_schedule
 
@@ -64,6 +65,8 @@ class Network:
     """For the capacities whose links have a schedule: bytes per second over time, instead of the fixed figure."""
     schedules: Mapping[int, LinkSchedule] = field(default_factory=dict)
     """Where these come from, by directed link; of an undirected link, by that from its source."""
+    coordinates: Mapping[str, Coordinates] = field(default_factory=dict)
+    """Where nodes are, latitude and longitude in degrees, of those that say it."""
 
     def index(self, name: str) -> int:
         """Return the node's index.
@@ -101,7 +104,9 @@ class Network:
         """
         graph = nx.DiGraph(source=self.figures) if self.directed else nx.Graph(source=self.figures)
         for name, kind in zip(self.node_names, self.node_kinds, strict=True):
-            graph.add_node(name, kind=kind)
+            latitude, longitude = self.coordinates.get(name, (None, None))
+            place = {} if latitude is None else {"latitude": latitude, "longitude": longitude}
+            graph.add_node(name, kind=kind, **place)
         for link in self.stated_links():
             source, target = link.pop("source"), link.pop("target")
             orientation = {} if self.directed else {SOURCE_NODE: source}
@@ -223,7 +228,7 @@ def assemble(
     columns = _directed_columns(stated, index) if directed else _undirected_columns(stated, index)
     if directed:
         columns = _share_media(columns, stated, names, where)
-    network = Network(where, figures, directed, names, kinds, *columns)
+    network = Network(where, figures, directed, names, kinds, *columns, coordinates=_coordinates(nodes, names, where))
     if not any(link.bandwidth_schedule for link in stated):
         return network
     return replace(network, **_schedules(network, stated))
@@ -337,6 +342,16 @@ def _check_ends(links: Sequence[Link], index: Mapping[str, int], where: str, *, 
         if ends in seen or (not directed and ends[::-1] in seen):
             raise InputError(place, "a second link between these nodes", "one link (a direction, in a directed graph)")
         seen.add(ends)
+
+
+def _coordinates(nodes: Sequence[Mapping[str, Any]], names: Sequence[str], where: str) -> dict[str, Coordinates]:
+    found = {}
+    for raw, name in zip(nodes, names, strict=True):
+        if "latitude" in raw or "longitude" in raw:
+            place = read_coordinates(raw, f"{where}: node {name}")
+            if place is not None:
+                found[name] = place
+    return found
 
 
 def _check_roles(kinds: Sequence[str], where: str) -> None:

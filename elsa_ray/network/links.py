@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,9 +13,10 @@ import numpy as np
 
 from elsa_ray.config.errors import InputError, nearest_name, unknown_name
 from elsa_ray.config.units import BYTES_PER_SECOND, SECONDS, parse_quantity
+from elsa_ray.network.geography import Coordinates
 
 KINDS = ("client", "edge", "cloud", "router")
-NODE_ATTRIBUTES = ("id", "kind")
+NODE_ATTRIBUTES = ("id", "kind", "latitude", "longitude")
 LINK_ATTRIBUTES = (
     "source",
     "target",
@@ -109,6 +111,29 @@ def read_link(raw: Mapping[str, Any], number: int, where: str, *, strict: bool, 
         repeat_seconds,
         not _is_absent(raw.get(reverse_key)),
     )
+
+
+def read_coordinates(raw: Mapping[str, Any], place: str) -> Coordinates | None:
+    """Return where a node is, latitude and longitude in degrees; None if it does not say.
+
+    Raises:
+        InputError: one of the two is missing, or no number in its range.
+    """
+    found = []
+    for key, most in (("latitude", 90.0), ("longitude", 180.0)):
+        value = raw.get(key)
+        if _is_absent(value):
+            continue
+        try:
+            degrees = float(value)  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            degrees = math.nan
+        if not abs(degrees) <= most or isinstance(value, bool):
+            raise InputError(f"{place}: {key}", value, f"degrees from {-most:g} to {most:g}")
+        found.append(degrees)
+    if len(found) == 1:
+        raise InputError(place, "one coordinate", "latitude and longitude, or none of them")
+    return (found[0], found[1]) if found else None
 
 
 def node_name(found: object, where: str) -> str:

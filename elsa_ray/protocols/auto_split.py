@@ -18,6 +18,7 @@ from elsa_ray.model.memory import client_memory_bytes, edge_frozen_bytes, edge_m
 from elsa_ray.model.split import Part, Split, cut
 from elsa_ray.protocols.estimates import UsualStep, network_seconds, steps_a_round
 from elsa_ray.protocols.local_work import FP32_BYTES
+from elsa_ray.protocols.room import check_clients_hold
 from elsa_ray.protocols.setting import Setting
 from elsa_ray.protocols.split_choice import (
     NO_OPTION,
@@ -81,10 +82,11 @@ class SplitChooser:
         Raises:
             InputError: a client cannot hold any split.
         """
+        placed = np.flatnonzero(np.array(edge_of_client) != PARKED)
         if not isinstance(self._config.split, AutoSplitConfig):
+            check_clients_hold(self._setting, self._config, self._options[0], placed.tolist())
             return self.most_private()
         setting, step, auto = self._setting, self._step, self._config.split.auto
-        placed = np.flatnonzero(np.array(edge_of_client) != PARKED)
         edges = setting.network.edges.tolist()
         edge_N = np.array([edges.index(edge_of_client[client]) for client in placed.tolist()], np.int64)
         active_N = np.maximum(1.0, np.bincount(edge_N, minlength=len(edges))[edge_N] * self._config.participation)
@@ -149,7 +151,10 @@ class SplitChooser:
             client_memory_bytes_N=[setting.fleet.clients[client].memory_bytes for client in placed.tolist()],
             edge_member_bytes_NX=of_edge,
             edge_share_bytes_N=edge_share_bytes_N(edge_memory, frozen, active_N),
-            client_names=[setting.network.node_names[setting.network.clients[client]] for client in placed.tolist()],
+            client_names=[
+                f"{setting.network.node_names[setting.network.clients[client]]} ({setting.fleet.clients[client].name})"
+                for client in placed.tolist()
+            ],
         )
 
     def _held(self, held_layers: Sequence[frozenset[int]], placed: Ints) -> Bools:

@@ -285,7 +285,7 @@ class _RoundPlan:
                 edge_round=edge_round,
                 opener=opener_K,
                 deadline_seconds=setting.config.world.round_policy.deadline_seconds,
-                quorum=[self._protocol.quorum(count) for count in num_members_K],
+                quorum=[self._protocol.quorum(count, len(members.clients)) for count in num_members_K],
                 group=group,
             )
             builder.depend(gather_K[members.groups], uploads)

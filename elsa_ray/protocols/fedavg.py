@@ -14,6 +14,7 @@ from elsa_ray.model.split import whole
 from elsa_ray.protocols.frozen import send_frozen_to_clients
 from elsa_ray.protocols.local_work import adapter_bytes, local_work, upload_bytes
 from elsa_ray.protocols.protocol import Protocol, ProtocolState
+from elsa_ray.protocols.room import check_clients_hold
 from elsa_ray.protocols.setting import Setting
 from elsa_ray.world.plan import Plan, PlanBuilder, Stage
 from elsa_ray.world.roles import Role
@@ -32,6 +33,9 @@ class FedAvg(Protocol):
         self._parked = self._without_cloud()
         if len(self._parked) == setting.num_clients:
             raise InputError("topology", "no client with a way to the cloud and back", "at least one")
+        parked = set(self._parked)
+        taking_part = [client for client in range(setting.num_clients) if client not in parked]
+        check_clients_hold(setting, config, self.split, taking_part)
 
     def start(self, adapters: Adapters | None) -> ProtocolState:
         """Nothing but the first adapters."""
@@ -75,7 +79,7 @@ class FedAvg(Protocol):
             edge_round=0,
             opener=-1,
             deadline_seconds=policy.deadline_seconds,
-            quorum=self.quorum(len(clients)),
+            quorum=self.quorum(len(clients), len(clients)),
         )
         return builder.build(keep_late=policy.late == "keep", parked_clients=self._parked)
 

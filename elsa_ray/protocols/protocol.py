@@ -149,21 +149,25 @@ class Protocol(ABC):
         Neither parked nor busy clients can, nor those that are not there.
         """
         over_sample = self.setting.config.world.round_policy.over_sample or 1.0
-        away = [] if world_state.present is None else np.flatnonzero(~world_state.present).tolist()
         return sample_clients(
             self.setting.num_clients,
             min(1.0, over_sample * self.config.participation),
             seed=self.setting.seed,
             round_index=state.round_index,
-            absent={*parked, *world_state.busy_clients, *away},
+            absent={*parked, *world_state.unavailable_clients},
         )
 
-    def quorum(self, num_members: int) -> int:
-        """Return how many of a gather's members close it by their arrival; 0 for all."""
+    def quorum(self, num_members: int, num_sampled: int) -> int:
+        """Return how many of a gather's members close it by their arrival; 0 for all.
+
+        Where more are sampled than wanted, it is the gather's part of the wanted number, rounded up.
+        """
         policy = self.setting.config.world.round_policy
-        if policy.over_sample is not None:
-            return math.ceil(round(num_members / policy.over_sample, 9))
-        return 0 if policy.quorum is None else math.ceil(round(num_members * policy.quorum, 9))
+        share = policy.quorum
+        if policy.over_sample is not None and num_sampled > 0:
+            share = min(1.0, max(1, round(self.config.participation * self.setting.num_clients)) / num_sampled)
+        # Rounded, because 0.1 * 30 is more than 3 in binary.
+        return 0 if share is None else math.ceil(round(num_members * share, 9))
 
     def conclude(
         self, state: ProtocolState, results: RoundResults, plan: Plan, timeline: Timeline

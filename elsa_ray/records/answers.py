@@ -116,7 +116,7 @@ def by_tier(figures: Figures) -> TextTable:
     for tier, own in figures["breakdown"].get("tiers", {}).items():
         seconds = [_seconds(own[f"{what}_seconds"]) for what in ("compute", "queue")]
         num_bytes = [human_bytes(own[f"bytes_{way}"]) for way in ("sent", "received")]
-        joules = human_joules(own["compute_joules"] + own["radio_joules"])
+        joules = human_joules(own["compute_joules"] + own["radio_joules"] + own["idle_joules"])
         rows.append((tier, *seconds, *num_bytes, joules, human_bytes(memory.get(tier))))
     note = (
         "Sums over all nodes of a tier. Memory: what training takes in fp32 on the client and on the edge that need "

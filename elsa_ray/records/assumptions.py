@@ -6,11 +6,20 @@ from elsa_ray.config.availability import Always
 from elsa_ray.config.faults import FaultsConfig
 from elsa_ray.config.section import Section
 from elsa_ray.config.task import SizesDataset, TaskConfig
-from elsa_ray.config.topology import HierarchicalTopology
+from elsa_ray.config.topology import (
+    AccessMix,
+    FileTopology,
+    GeneratedTopology,
+    HierarchicalTopology,
+    NamedTopology,
+    StarTopology,
+    WaxmanTopology,
+)
+from elsa_ray.network.access import access_profiles
 from elsa_ray.protocols.setting import Setting
 from elsa_ray.records.human import human_bandwidth, human_flops, human_seconds, sizes_text
 from elsa_ray.records.world_text import network_text, policy_text
-from elsa_ray.world.devices import Device
+from elsa_ray.world.devices import Device, profiles
 
 
 def assumptions(setting: Setting, executor: str) -> list[str]:
@@ -28,8 +37,8 @@ def assumptions(setting: Setting, executor: str) -> list[str]:
         _device_sentence("Edge servers", setting.fleet.edge, setting.config.world.edges.slots),
         "Time of aggregation, encoding, decoding and scheduling on the devices is not simulated; the cloud computes "
         "in no time.",
-        "Energy: computation above idle of clients and edge servers, and the clients' radios; no idle power, no "
-        "routers, no cloud.",
+        "Energy: computation above idle of clients and edge servers, the clients' radios, and the idle power of those "
+        "that take part in a round, for its whole length; no routers, no cloud.",
         f"An edge round {policy_text(setting.config.world.round_policy)}.",
         *_adversity_sentences(setting),
         *_payload_sentences(setting),
@@ -38,40 +47,65 @@ def assumptions(setting: Setting, executor: str) -> list[str]:
     ]
 
 
-def links_text(topology: HierarchicalTopology) -> str:
+def links_text(topology: GeneratedTopology) -> str:
     """Return the medians and rates of a generated topology's links in one line."""
+    core = human_bandwidth(topology.core_bandwidth)
+    if isinstance(topology, WaxmanTopology):
+        core += f" in a square of {topology.side_kilometres:g} km"
+    elif not isinstance(topology, StarTopology):
+        core += f" at {human_seconds(topology.core_latency)}"
     return (
-        f"access {human_bandwidth(topology.access_up)} up and {human_bandwidth(topology.access_down)} down at "
-        f"{human_seconds(topology.access_latency)} (medians, spread {topology.spread:g}), "
+        f"access {_access_text(topology)}, "
         f"edge {human_bandwidth(topology.edge_bandwidth)} at {human_seconds(topology.edge_latency)}, "
-        f"core {human_bandwidth(topology.core_bandwidth)} at {human_seconds(topology.core_latency)}, "
-        f"cloud at {human_seconds(topology.cloud_latency)}"
+        f"core {core}, cloud at {human_seconds(topology.cloud_latency)}"
     )
+
+
+def _access_text(topology: GeneratedTopology) -> str:
+    if topology.access is None:
+        return (
+            f"{human_bandwidth(topology.access_up)} up and {human_bandwidth(topology.access_down)} down at "
+            f"{human_seconds(topology.access_latency)} (medians, spread {topology.spread:g})"
+        )
+    shares = topology.access.mix if isinstance(topology.access, AccessMix) else {topology.access: 1.0}
+    told = []
+    for name, share in sorted(shares.items()):
+        profile = access_profiles()[name]
+        part = f"{100 * share:g} % " if len(shares) > 1 else ""
+        told.append(
+            f"{part}{name}: {human_bandwidth(profile.up_bytes_per_second)} up and "
+            f"{human_bandwidth(profile.down_bytes_per_second)} down, "
+            f"round trip {human_seconds(profile.round_trip_seconds)}"
+        )
+    return f"{', '.join(told)} (medians, spread {topology.spread:g})"
 
 
 def device_text(device: Device) -> str:
     """Return a device's figures in one line."""
     return (
-        f"{device.name}: {human_flops(device.flops_per_second)}, {device.active_watts:g} W when computing, "
+        f"{device.name}: {human_flops(device.flops_per_second)}, {device.idle_watts:g} W idle and "
+        f"{device.active_watts:g} W more when computing, "
         f"{device.radio_joules_per_byte * 1e9:g} nJ a byte sent or received"
     )
 
 
 def _topology_sentence(setting: Setting) -> str:
     topology, network = setting.config.topology, setting.network
-    if not isinstance(topology, HierarchicalTopology):
+    if isinstance(topology, FileTopology | NamedTopology):
         told = (
             f" Its figures: {network.figures}." if network.figures else " It does not say where its figures are from."
         )
         return f"Topology: {network.where}.{told}"
-    defaults = _default_fields(topology, but={"kind", "clients", "edges"})
+    unused = {"access_up", "access_down", "access_latency"} if topology.access is not None else set()
+    defaults = _default_fields(topology, but={"kind", "clients", "edges", "routers", "access", "cell_clients", *unused})
     told = f" Defaults, not measurements: {', '.join(defaults)}." if defaults else ""
-    return f"Topology: generated; {links_text(topology)}.{told}"
+    kind = "" if isinstance(topology, HierarchicalTopology) else f" ({topology.kind})"
+    return f"Topology: generated{kind}; {links_text(topology)}.{told}"
 
 
 def _links_sentences(setting: Setting) -> list[str]:
     """Return the figures of links that no config states."""
-    if isinstance(setting.config.topology, HierarchicalTopology):
+    if isinstance(setting.config.topology, GeneratedTopology):
         return []
     return [f"Links: {network_text(setting.network)}."]
 
@@ -95,7 +129,7 @@ def _clients_sentences(setting: Setting) -> list[str]:
 
 
 def _device_sentence(whose: str, device: Device, slots: int) -> str:
-    origin = "the config's figures" if device.name == "custom" else "a profile of rounded assumptions"
+    origin = _origin(device)
     at_once = f", {slots} computations at once, each at the full rate" if slots > 1 else ", one computation at a time"
     return f"{whose}: {device_text(device)}{at_once} ({origin})."
 
@@ -111,6 +145,17 @@ def _adversity_sentences(setting: Setting) -> list[str]:
     if world.round_policy.late == "keep" and world.round_policy.staleness is None:
         sentences.append("Work that arrives in a later round counts fully, however late it is.")
     return sentences
+
+
+def _origin(device: Device) -> str:
+    """Say where a device's figures come from, and how many of them nobody has measured."""
+    if device.name == "custom":
+        return "the config's figures"
+    profile = profiles().get(device.name)
+    if profile is None or profile.device != device:
+        return "the figures of its file"
+    assumed = sum(source.startswith("assumed") for source in profile.sources.values())
+    return f"a profile; {assumed} of its {len(profile.sources)} figures are assumed, see elsa-ray device show"
 
 
 def _payload_sentences(setting: Setting) -> list[str]:

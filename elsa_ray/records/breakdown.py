@@ -13,7 +13,7 @@ from elsa_ray.model.memory import client_memory_bytes, edge_frozen_bytes, edge_m
 from elsa_ray.model.split import Split
 from elsa_ray.protocols.setting import Setting
 from elsa_ray.records.work_time import ArrivedWork
-from elsa_ray.world.energy import compute_joules, radio_joules
+from elsa_ray.world.energy import compute_joules, idle_joules, radio_joules
 from elsa_ray.world.plan import ActivityKind, Floats, Ints, Plan, Stage
 from elsa_ray.world.roles import Role
 from elsa_ray.world.timeline import Outcome, Timeline
@@ -108,6 +108,7 @@ def _by_tier(
         np.add.at(sums, tier_V[end], carried)
     # Only clients have radios; a transfer between two of them would be counted once, as in the run's energy.
     radio = {"client": float(radio_N[rows].sum())}
+    idle_V = idle_joules(timeline, setting.network, setting.fleet)
     tiers = {}
     for number, tier in enumerate(TIERS):
         stages = computations.get(tier, {}).values()
@@ -119,6 +120,7 @@ def _by_tier(
                 for name in ("compute_seconds", "queue_seconds", "compute_joules")
             },
             "radio_joules": radio.get(tier, 0.0),
+            "idle_joules": float(idle_V[tier_V == number].sum()),
         }
     return tiers
 

@@ -61,7 +61,7 @@ def compare_breakdowns(paths: Sequence[str | Path]) -> list[ComparedFigure]:
             CAUSES,
         ),
         "bytes": ([figures["bytes_by_role"] for figures in all_figures], human_bytes, [role.label for role in Role]),
-        "energy": ([_joules(figures) for figures in all_figures], human_joules, _JOULES),
+        "energy": ([_joules(figures) for figures in all_figures], human_joules, tuple(_JOULES)),
         "memory": ([figures["breakdown"]["memory_bytes"] for figures in all_figures], human_bytes, ("client", "edge")),
     }
     return [
@@ -72,13 +72,18 @@ def compare_breakdowns(paths: Sequence[str | Path]) -> list[ComparedFigure]:
     ]
 
 
-_JOULES = ("client_computing", "client_radio", "edge_computing")
+_JOULES = {
+    "client_computing": ("client", "compute_joules"),
+    "client_radio": ("client", "radio_joules"),
+    "client_idle": ("client", "idle_joules"),
+    "edge_computing": ("edge", "compute_joules"),
+    "edge_idle": ("edge", "idle_joules"),
+}
 
 
 def _joules(figures: Mapping[str, Any]) -> dict[str, float]:
     tiers = figures["breakdown"].get("tiers", {})
-    figures_of = (("client", "compute_joules"), ("client", "radio_joules"), ("edge", "compute_joules"))
-    return {name: tiers.get(tier, {}).get(key, 0.0) for name, (tier, key) in zip(_JOULES, figures_of, strict=True)}
+    return {name: tiers.get(tier, {}).get(key, 0.0) for name, (tier, key) in _JOULES.items()}
 
 
 def print_breakdowns(paths: Sequence[str | Path], kind: str, console: Console) -> None:

@@ -48,8 +48,9 @@ class ClientsOfRound:
     Attributes:
         round_index: which.
         begin, end: of the round, in simulated seconds.
-        names: of the clients, the one that is done last first.
+        names: of the clients, the one that is busy last first.
         intervals: of each, from begin to end without a gap.
+        given_up: when work of each was dropped.
         num_clients: that had work in the round.
     """
 
@@ -58,6 +59,7 @@ class ClientsOfRound:
     end: float
     names: tuple[str, ...]
     intervals: tuple[tuple[Interval, ...], ...]
+    given_up: tuple[tuple[float, ...], ...]
     num_clients: int
 
 
@@ -85,12 +87,16 @@ def clients_of_round(run: RunRecord, line: dict[str, Any], network: Network) -> 
     busy = _transfer_intervals(transfers, network, begin)
     for client, own in _compute_intervals(events, network, begin, end).items():
         busy[client] += own
+    chosen.sort(key=lambda client: -max((own.end for own in busy[client]), default=begin))
+    given_up = [[row["seconds"] for row in events if row["event"] == "work_dropped" and row["client"] == client]
+                for client in chosen]  # fmt: skip
     return ClientsOfRound(
         line["round"],
         begin,
         end,
         tuple(network.node_names[network.clients[client]] for client in chosen),
         tuple(_without_gaps(busy[client], begin, end) for client in chosen),
+        tuple(map(tuple, given_up)),
         len(ends),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -18,8 +19,10 @@ def write_whole(path: Path, text: str) -> None:
     """Write a text file so that a reader sees the old content or the new one, never a part.
 
     Raises:
-        OSError: the folder cannot be written to.
+        OSError: the folder cannot be written to, or there is a folder at ``path``.
     """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     temporary = path.with_name(f".{path.name}.part")
     with temporary.open("w", encoding="utf-8") as stream:
         stream.write(text)

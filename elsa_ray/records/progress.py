@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from elsa_ray.config.topology import HierarchicalTopology
+from elsa_ray.config.topology import GeneratedTopology
 from elsa_ray.protocols.setting import Setting
 from elsa_ray.records.answers import TextTable, all_tables, short_tables
 from elsa_ray.records.assumptions import device_text, links_text
@@ -108,7 +108,7 @@ def print_start(setting: Setting, console: Console) -> None:
     topology = config.topology
     links = (
         links_text(topology)
-        if isinstance(topology, HierarchicalTopology)
+        if isinstance(topology, GeneratedTopology)
         else (f"{setting.network.where}: {network_text(setting.network)}")
     )
     adversity = adversity_text(config.world)

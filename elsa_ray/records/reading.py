@@ -36,8 +36,19 @@ class RunRecord:
 
     @cached_property
     def figures(self) -> dict[str, Any]:
-        """The summary; what a run without one has not told yet is summed over its rounds, or is None or empty."""
-        figures = Totals(self.rounds).figures()
+        """The summary; what a run without one has not told yet is summed over its rounds, or is None or empty.
+
+        Raises:
+            InputError: a round lacks something.
+        """
+        totals = Totals()
+        for number, round_ in enumerate(self.rounds, start=1):
+            try:
+                totals.add(round_)
+            except (LookupError, TypeError, ValueError, AttributeError):
+                where = f"{self.path / ROUNDS} line {number}"
+                raise InputError(where, str(round_)[:60], "a round as elsa-ray run writes it") from None
+        figures = totals.figures()
         figures["wall_seconds"] = sum(figures["wall_seconds_by_phase"].values())
         about = {
             "name": self.config.name,
@@ -92,11 +103,15 @@ def _read_rounds(path: Path) -> list[dict[str, Any]]:
     rounds = []
     for number, line in enumerate(lines, start=1):
         try:
-            rounds.append(json.loads(line))
+            round_ = json.loads(line)
         except ValueError:
             # A run that was killed while it wrote leaves a part of a last line.
-            if number < len(lines):
-                raise InputError(f"{path} line {number}", line[:60], "one JSON object a line") from None
+            if number == len(lines):
+                break
+            round_ = None
+        if not isinstance(round_, dict):
+            raise InputError(f"{path} line {number}", line[:60], "one JSON object a line")
+        rounds.append(round_)
     return rounds
 
 

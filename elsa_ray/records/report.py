@@ -185,7 +185,7 @@ def _pictures_of_a_round(run: RunRecord, network: Network) -> list[Chart]:
             f"The slowest and some typical ones of {shown.num_clients:,} clients, spread over the order in which they "
             "were done"
         )  # fmt: skip
-        note = f"{everybody}; the last one to be done on top. Queues are for a slot of the edge, or for the client."
+        note = f"{everybody}; who is busy last on top. Queues are for a slot of the edge, or for the client."
         charts.append(Chart(f"A round: {which}", Markup(gantt_svg(shown)), note))
     if line["links"]:
         span = line["simulated_seconds"] - line["begin_simulated_seconds"]

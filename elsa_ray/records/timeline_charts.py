@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -36,10 +37,14 @@ def gantt_svg(shown: ClientsOfRound) -> str:
             bars = [(begin - shown.begin, end - begin) for begin, end in _drawn(intervals, doing, shown)]
             height = 0.12 if doing is Doing.WAIT else 0.72
             axes.broken_barh(bars, (row - height / 2, height), facecolors=color, linewidth=0)
+        times = np.array(shown.given_up[row]) - shown.begin
+        axes.plot(times, np.full(len(times), row), linestyle="", marker="x", markersize=7, color=INK, clip_on=False)
     axes.set_yticks(range(len(shown.names)), shown.names)
     axes.invert_yaxis()
     _time_axis(axes, span)
-    patches = [Patch(color=color, label=doing.value) for doing, color in _COLORS.items()]
+    patches: list[Any] = [Patch(color=color, label=doing.value) for doing, color in _COLORS.items()]
+    if any(shown.given_up):
+        patches.append(Line2D([], [], linestyle="", marker="x", markersize=7, color=INK, label="is given up"))
     figure.legend(handles=patches, loc="outside upper center", ncols=len(patches), frameon=False, fontsize=8,
                   labelcolor=INK, handlelength=1.0, columnspacing=1.4)  # fmt: skip
     return svg_text(figure, "gantt")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import importlib.util
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -78,7 +79,7 @@ def resolve_model(
         found = Backbone(name, TINY_MODELS[name](len(tokenizer)), tokenizer, None, None)
     elif name == "minilm":
         found = _minilm()
-    elif (base_folder / name).is_dir():
+    elif os.path.isdir(base_folder / name):
         found = _from_folder(name, base_folder / name)
     elif name.startswith((".", "/", "~")):
         raise InputError(FIELD, name, f"an existing folder, a hub id, or {', '.join(_built_in())}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,10 @@ def read_file(name: str, *, base_folder: Path, columns: Sequence[str], field: st
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise InputError(field, name, f"a file that ends in {', '.join(_READERS)}")
-    if not path.is_file():
+    if not os.path.isfile(path):  # also where the name is one that no file can have
         nearby = (
             [entry.name for entry in path.parent.iterdir() if entry.suffix.lower() in _READERS]
-            if path.parent.is_dir()
+            if os.path.isdir(path.parent)
             else []
         )
         raise InputError(field, name, "an existing file", nearest=nearest_name(path.name, nearby))
@@ -82,7 +83,9 @@ def _read_csv(path: Path, name: str, columns: Sequence[str]) -> Table:
         records = csv.reader(stream, strict=True)
         try:
             header = next(records, [])
-            position = {column: _position(name, column, header) for column in columns} if header else {}
+            if header:
+                _check_names(name, columns, header)
+            position = {column: header.index(column) for column in columns if header}
             for number, record in enumerate(filter(None, records), start=1):
                 if len(record) != len(header):
                     allowed = f"{len(header)}, as in the header"
@@ -96,19 +99,21 @@ def _read_csv(path: Path, name: str, columns: Sequence[str]) -> Table:
     return table
 
 
-def _position(name: str, column: str, header: list[str]) -> int:
-    if column not in header:
-        raise missing_column(name, column, header)
-    return header.index(column)
+def _check_names(name: str, columns: Sequence[str], existing: list[str]) -> None:
+    """Refuse a column that the file lacks, or has twice."""
+    for column in columns:
+        if column not in existing:
+            raise missing_column(name, column, existing)
+        if existing.count(column) > 1:
+            raise InputError(
+                name, f"the column {column} {existing.count(column)} times", "each column that is read once"
+            )
 
 
 def _read_parquet(path: Path, name: str, columns: Sequence[str]) -> Table:
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            existing = file.schema_arrow.names
-            for column in columns:
-                if column not in existing:
-                    raise missing_column(name, column, existing)
+            _check_names(name, columns, file.schema_arrow.names)
             content = file.read(columns=list(dict.fromkeys(columns)))
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(name, f"malformed Parquet ({error})", "a Parquet file") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,7 +34,7 @@ def read_hub(config: HubDataset, *, base_folder: Path, columns: Sequence[str]) -
     folder = base_folder / config.hub
     try:
         with _quiet(datasets):
-            if folder.is_dir():
+            if os.path.isdir(folder):
                 splits = datasets.load_from_disk(str(folder))
             else:
                 splits = datasets.load_dataset(config.hub, config.subset)

@@ -30,7 +30,8 @@ class Score:
     """Sums over test examples; scores of pieces add up, in the order of the pieces.
 
     Attributes:
-        confusion: counts [K, K] by true and predicted class; [0, 0] for causal_lm.
+        confusion: counts [K, K] by true and predicted class; [0, 0] for causal_lm. A text whose logits are not finite
+            has no prediction, so it is in no cell: it is not right, whatever its class.
         loss_sum: summed loss in nats.
         count: texts, or predicted tokens for causal_lm.
     """
@@ -59,6 +60,8 @@ class Score:
             return None
         true, predicted = self.confusion.sum(axis=1), self.confusion.sum(axis=0)
         present = true + predicted > 0
+        if not present.any():
+            return 0.0
         return float(np.mean(2 * np.diag(self.confusion)[present] / (true + predicted)[present]))
 
     @property
@@ -98,5 +101,7 @@ def score_piece(
         count = int((batch.lengths_CB - 1).clamp(min=0).sum())
         return Score(np.zeros((0, 0), np.int64), mean_loss * count, count)
     confusion = np.zeros((num_classes, num_classes), np.int64)
-    np.add.at(confusion, (batch.labels_CB[0].numpy(), logits.argmax(dim=-1).cpu().numpy()), 1)
+    told_B = logits.isfinite().all(dim=-1).cpu().numpy()
+    predicted_B = logits.argmax(dim=-1).cpu().numpy()
+    np.add.at(confusion, (batch.labels_CB[0].numpy()[told_B], predicted_B[told_B]), 1)
     return Score(confusion, mean_loss * len(indices_B), len(indices_B))

@@ -1,4 +1,7 @@
-"""Joules of a timeline: computing devices above idle, and the clients' radios."""
+"""Joules of a timeline: computing devices above idle, the clients' radios, and devices that are on.
+
+Shapes: V nodes of the network.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,14 @@ from elsa_ray.world.timeline import Timeline
 
 
 def energy_joules(timeline: Timeline, network: Network, fleet: Fleet) -> float:
-    """Return watts times busy seconds of clients and edges, plus radio energy of each byte that a client sent or got.
+    """Return watts times busy seconds of clients and edges, radio energy of each byte of a client, and idle energy.
 
-    Counts what ended in this timeline, so that rounds add up.
+    Counts what ended in this timeline, so that rounds add up; for the idle energy see ``idle_joules``.
     """
     is_transfer = timeline.activities.kind == ActivityKind.TRANSFER
     computing = float(compute_joules(timeline, network, fleet).sum())
-    return computing + float(radio_joules(timeline, network, fleet)[is_transfer].sum())
+    idle = float(idle_joules(timeline, network, fleet).sum())
+    return computing + float(radio_joules(timeline, network, fleet)[is_transfer].sum()) + idle
 
 
 def compute_joules(timeline: Timeline, network: Network, fleet: Fleet) -> Floats:
@@ -35,4 +39,20 @@ def radio_joules(timeline: Timeline, network: Network, fleet: Fleet) -> Floats:
     joules_per_byte = fleet.radio_joules_per_byte(network)
     radio = joules_per_byte[timeline.activities.source] + joules_per_byte[timeline.activities.target]
     joules: Floats = timeline.carried_bytes * radio
+    return joules
+
+
+def idle_joules(timeline: Timeline, network: Network, fleet: Fleet) -> Floats:
+    """Return the idle power [V] of each client and edge times the length of the round, if it took part.
+
+    Who took part: whose computation, transfer or gather has begun by the round's end, in it or earlier and not ended
+    before it. Who was not asked draws nothing here: its power is not this round's cost.
+    """
+    activities = timeline.activities
+    began = np.isfinite(timeline.start_seconds)
+    took_part = np.zeros(len(network.node_kinds), bool)
+    took_part[activities.source[began]] = True
+    took_part[activities.target[began]] = True
+    seconds = timeline.end_seconds - timeline.begin_seconds
+    joules: Floats = fleet.idle_watts(network) * took_part * seconds
     return joules

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from elsa_ray.network.graph import Network
-from elsa_ray.world.devices import Device
+from elsa_ray.world.devices import Device, StepSize
 from elsa_ray.world.plan import Floats
 
 
@@ -27,6 +27,13 @@ class Fleet:
     clients: tuple[Device, ...]
     edge: Device
 
+    def training(self, step: StepSize) -> Fleet:
+        """Return the devices at the rates that they have in steps of such a size; see ``Device.training``."""
+        # By identity: clients of one kind share one object, and equal ones may be told apart without harm.
+        kinds = {id(device): device for device in (*self.clients, self.edge)}
+        training = {key: device.training(step) for key, device in kinds.items()}
+        return Fleet(tuple(training[id(device)] for device in self.clients), training[id(self.edge)])
+
     def with_flops_per_second(self, rate_N: Floats) -> Fleet:
         """Return the fleet with each client's device at a rate [N] of its own."""
         pairs = zip(self.clients, rate_N.tolist(), strict=True)
@@ -39,6 +46,10 @@ class Fleet:
     def active_watts(self, network: Network) -> Floats:
         """Return the power above idle [V] of each node while it computes."""
         return self._by_node(network, lambda device: device.active_watts, elsewhere=0.0)
+
+    def idle_watts(self, network: Network) -> Floats:
+        """Return the power [V] of each client and edge while it is on."""
+        return self._by_node(network, lambda device: device.idle_watts, elsewhere=0.0)
 
     def radio_joules_per_byte(self, network: Network) -> Floats:
         """Return the energy [V] of each client's byte sent or received; 0 elsewhere: servers are wired."""

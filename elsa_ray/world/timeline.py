@@ -113,6 +113,12 @@ class WorldState:
     next_change_seconds: float = math.inf
 
     @property
+    def unavailable_clients(self) -> frozenset[int]:
+        """Clients that can not begin new work: busy ones, and those that are not there."""
+        away = [] if self.present is None else np.flatnonzero(~self.present).tolist()
+        return self.busy_clients.union(away)
+
+    @property
     def busy_clients(self) -> frozenset[int]:
         """Clients whose earlier work still goes on."""
         rows = np.unique(self.activities.work)

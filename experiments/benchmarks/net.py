@@ -40,8 +40,9 @@ class Case:
 
 CASES = (
     Case("backhaul idle", to_cloud=0.1, seconds=10_000.0),
-    Case("backhaul busy", to_cloud=0.5, seconds=1200.0),
-    Case("backhaul overbooked", to_cloud=1.0, seconds=300.0),
+    Case("backhaul busy", to_cloud=0.5, seconds=200.0),
+    Case("backhaul overbooked", to_cloud=0.5, seconds=100.0),
+    Case("overbooked, all to the cloud", to_cloud=1.0, seconds=100.0),
     Case("all at once, equal clients", to_cloud=0.5, seconds=1.0, spread=0.0),
 )
 

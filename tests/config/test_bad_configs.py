@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, DistilBertConfig
 
 from elsa_ray.config.errors import InputError
 from elsa_ray.config.load import load_config, make_config, read_yaml
@@ -34,8 +34,8 @@ REFUSED_BY_THE_CONFIG: Rows = [
     ({"task": {"lora": {"rnk": 1}}}, ["task.lora.rnk", "did you mean rank?"]),
     ({"topology": {"client": 3}}, ["topology.client: found an unknown key", "did you mean clients?"]),
     ({"topology": {"kind": "hierarchical", "client": 3}}, ["topology.client: found", "did you mean clients?"]),
-    ({"topology": {"file": "a.yaml", "clients": 3}}, ["topology.clients: found an unknown key; allowed: file"]),
-    ({"topology": {"name": "metro", "edges": 3}}, ["topology.edges: found an unknown key; allowed: name"]),
+    ({"topology": {"file": "a.yaml", "clients": 3}}, ["topology.clients: found an unknown key; allowed: attach, file"]),
+    ({"topology": {"name": "metro", "edges": 3}}, ["topology.edges: found an unknown key; allowed: attach, name"]),
     ({"protocol": {"round": 3}}, ["protocol.round: found an unknown key", "did you mean rounds?"]),
     ({"protocol": {"optimizer": {"lr": 3}}}, ["protocol.optimizer.lr: found an unknown key", "learning_rate"]),
     ({"protocol": {"codec": {"actvation": []}}}, ["protocol.codec.actvation", "did you mean activation?"]),
@@ -47,7 +47,7 @@ REFUSED_BY_THE_CONFIG: Rows = [
     ({"protocol": {"name": "fedavg", "edge_rounds": 2}}, ["protocol.edge_rounds: found an unknown key", "rounds, "]),
     (
         {"world": {"clients": {"device": {"flops": 1}}}},
-        ["world.clients.device.flops: found an unknown key; allowed: active_watts, flops_per_second,"],
+        ["world.clients.device.flops: found an unknown key; allowed: active_watts, block_seconds, flops_per_second,"],
     ),
     ({"runtime": {"pool_resources": {"num_cpu": 1}}}, ["runtime.pool_resources.num_cpu", "did you mean num_cpus?"]),
     # wrong types
@@ -73,8 +73,19 @@ REFUSED_BY_THE_CONFIG: Rows = [
     ({"world": {"clients": {"device": 3}}}, ["world.clients.device: found 3; allowed: a valid string or a mapping"]),
     ({"seed": "x"}, ["seed: found the text 'x'; allowed: a valid integer"]),
     # out of range
+    ({"task": {"lora": {"alpha": float("inf")}}}, ["task.lora.alpha: found inf; allowed: a finite number"]),
+    ({"task": {"lora": {"rank": 2**40}}}, ["task.lora.rank: found 1099511627776; allowed: less than or equal to"]),
+    ({"task": {"partition": {"kind": "dirichlet", "alpha": float("inf")}}}, ["alpha: found inf; allowed: a finite"]),
+    (
+        {"protocol": {"optimizer": {"learning_rate": float("inf")}}},
+        ["protocol.optimizer.learning_rate: found inf; allowed: a finite number"],
+    ),
+    ({"protocol": {"batch_size": 10**30}}, ["protocol.batch_size: found 1000000", "less than or equal to 2147483647"]),
+    ({"world": {"edges": {"capacity": 10**30}}}, ["world.edges.capacity: found 1000000", "less than or equal to"]),
+    ({"protocol": {"stop": {"num_bytes": 10**400}}}, ["protocol.stop.num_bytes: found 1000000", "a finite number"]),
     ({"seed": -1}, ["seed: found -1; allowed: greater than or equal to 0"]),
     ({"schema_version": 2}, ["schema_version: found 2; allowed: 1"]),
+    ({"schema_version": "1"}, ["schema_version: found the text '1'; allowed: 1"]),
     ({"name": "a/b"}, ["name: found a/b; allowed: '^[A-Za-z0-9]"]),
     ({"task": {"lora": {"rank": 0}}}, ["task.lora.rank: found 0; allowed: greater than 0"]),
     ({"protocol": {"rounds": 0}}, ["protocol.rounds: found 0; allowed: greater than 0"]),
@@ -82,6 +93,7 @@ REFUSED_BY_THE_CONFIG: Rows = [
     ({"protocol": {"participation": 1.5}}, ["protocol.participation: found 1.5; allowed: less than or equal to 1"]),
     ({"protocol": {"split": {"front": 0}}}, ["protocol.split.front: found 0; allowed: greater than or equal to 1"]),
     ({"protocol": {"optimizer": {"keep_state": True}}}, ["protocol.optimizer.keep_state: found True; allowed: False"]),
+    ({"runtime": {"timeout_seconds": "0 s"}}, ["runtime.timeout_seconds: found 0 s; allowed: greater than 0"]),
     ({"world": {"edges": {"slots": 0}}}, ["world.edges.slots: found 0; allowed: greater than 0"]),
     ({"world": {"edges": {"capacity": 0}}}, ["world.edges.capacity: found 0; allowed: greater than 0"]),
     ({"numerics": {"cohort": 0}}, ["numerics.cohort: found 0; allowed: greater than 0"]),
@@ -95,7 +107,7 @@ REFUSED_BY_THE_CONFIG: Rows = [
     ),
     ({"task": {"partition": {"alpha": 0.5}}}, ["task.partition.kind: found nothing; allowed: a value"]),
     ({"task": {"partition": {"kind": "by_column"}}}, ["task.partition.column: found nothing; allowed: a value"]),
-    ({"topology": {"kind": "ring"}}, ["topology.kind: found ring; allowed: 'hierarchical'"]),
+    ({"topology": {"kind": "rign"}}, ["topology.kind: found rign; allowed: barabasi_albert, grid,", "mean ring?"]),
     ({"protocol": {"name": "elza"}}, ["protocol.name: found elza; allowed: elsa, fedavg,", "did you mean elsa?"]),
     ({"protocol": {"optimizer": {"kind": "adam"}}}, ["protocol.optimizer.kind: found adam", "did you mean adamw?"]),
     (
@@ -184,6 +196,10 @@ REFUSED_BY_THE_CONFIG: Rows = [
         ["world.faults.cloud.0.duration_seconds: found nothing; allowed: a value: this field is required"],
     ),
     (
+        {"world": {"clients": {"capacities": {"file": "a"}}}},
+        ["world.clients.capacities.flops_per_sample: found nothing; allowed: a value: this field is required"],
+    ),
+    (
         {"world": {"round_policy": {"quorum": 1.5}}},
         ["world.round_policy.quorum: found 1.5; allowed: less than or equal to 1"],
     ),
@@ -201,6 +217,7 @@ REFUSED_BY_THE_CONFIG: Rows = [
     ),
     # classes from outside
     ({"protocol": {"name": "no_such_module:P"}}, ["protocol.name: found no_such_module:P", "ModuleNotFoundError"]),
+    ({"protocol": {"name": "this:P"}}, ["protocol.name: found this:P, whose module has no class; allowed: module:Cla"]),
     ({"protocol": {"name": "json:JSONDecodr"}}, ["protocol.name: found json:JSONDecodr", "mean json:JSONDecoder?"]),
     (
         {"protocol": {"name": "json:JSONDecoder"}},
@@ -261,8 +278,14 @@ REFUSED_BY_THE_PARTS: Rows = [
     ),
     ({"world": {"availability": {"kind": "trace", "file": "no_such.csv"}}}, ["no_such.csv: found No such file"]),
     ({"world": {"availability": {"kind": "fedscale", "file": "no_such"}}}, ["no_such: found No such file"]),
+    (
+        {"world": {"clients": {"capacities": {"file": "no_such", "flops_per_sample": 1e9}}}},
+        ["no_such: found No such file"],
+    ),
     ({"task": {"max_length": 1000}}, ["task.max_length: found 1000; allowed: at most 512"]),
     ({"task": {"dataset": {"train": "no_such.jsonl"}}}, ["no_such.jsonl"]),
+    ({"task": {"dataset": {"train": "no_such.jsonl", "test": ""}}}, ["no_such.jsonl"]),
+    ({"task": {"model": f"./{'long' * 99}"}}, ["task.model: found ", "allowed: an existing folder, a hub id, or"]),
 ]
 
 
@@ -303,6 +326,19 @@ def test_a_mistake_that_only_data_or_model_show_is_told_in_one_line(
     assert_one_line(error.value, fragments)
 
 
+def test_an_architecture_that_cannot_be_split_is_refused_with_those_that_can(
+    dataset: Mapping[str, str], tmp_path: Path
+) -> None:
+    tokenizer = train_wordpiece([" ".join(WORDS)], causal=False)
+    DistilBertConfig(vocab_size=len(tokenizer), dim=32, n_heads=2, hidden_dim=32).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    task = {"dataset": dict(dataset), "model": str(tmp_path), "max_length": 16}
+    with pytest.raises(InputError) as error:
+        prepare(make_config({"task": task, "topology": {"clients": 2, "edges": 1}}))
+    splittable = "those that can be split: bert, roberta, llama, mistral, qwen2, gpt2"
+    assert_one_line(error.value, ["task.model: found the architecture distilbert", splittable])
+
+
 def test_a_tied_head_cannot_be_trained(dataset: Mapping[str, str], tmp_path: Path) -> None:
     tokenizer = train_wordpiece([" ".join(WORDS)], causal=True)
     config = small_config("gpt2", tie_word_embeddings=True, vocab_size=len(tokenizer))
@@ -323,6 +359,11 @@ def test_a_tied_head_cannot_be_trained(dataset: Mapping[str, str], tmp_path: Pat
         ("protocol.rounds=[", ["--set protocol.rounds line 1", "valid YAML"]),
         ("protocol.rounds.x=3", ["--set protocol.rounds.x: found x; allowed: no further keys: the value here is 2"]),
         ("protocol.codec.5.kind=cast", ["--set protocol.codec.5.kind: found 5; allowed: an index from 0 to 0"]),
+        ("protocol.codec.²=cast", ["--set protocol.codec.²: found ²; allowed: an index from 0 to 0"]),
+        ("name=2020-13-45", ["--set name line 1: found the value 2020-13-45; allowed: valid YAML"]),
+        pytest.param(
+            f"protocol.codec={'[' * 3000}", ["--set protocol.codec: found lists or mappings too deep"], id="too deep"
+        ),
         ("protocol.codec.x=cast", ["--set protocol.codec.x: found x; allowed: an index from 0 to 0"]),
         ("protocol.ronds=3", ["protocol.ronds: found an unknown key", "did you mean rounds?"]),
     ],
@@ -339,6 +380,10 @@ def test_a_malformed_override_is_told_in_one_line(override: str, fragments: list
         ("seed: 1\nseed: 2\n", ["line 2: found the key seed stands twice; allowed: valid YAML"]),
         ("task: {model: a, model: b}\n", ["line 1: found the key model stands twice"]),
         ("task: [\n", ["valid YAML"]),
+        ("seed: 1\nname: 2020-13-45\n", ["line 2: found the value 2020-13-45", "valid YAML"]),
+        ("seed: !!int many\n", ["line 1: found the value many", "valid YAML"]),
+        ("seed: !!bool many\n", ["line 1: found the value many", "valid YAML"]),
+        pytest.param(f"seed: {'9' * 5000}\n", ["line 1: found the value 9999", "valid YAML"], id="too long a number"),
         ("task:\n\tmodel: a\n", ["line 2", "valid YAML"]),
         ("? [a]\n: b\n", ["line 1: found the key ['a']", "valid YAML"]),
         ("task: !!python/object:os.system {}\n", ["line 1", "valid YAML"]),
@@ -363,6 +408,23 @@ def test_a_file_that_cannot_be_read_is_told_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
         load_config(tmp_path / "latin.yaml")
     assert_one_line(error.value, ["found no UTF-8 text"])
+
+
+@pytest.mark.parametrize("path", ["a\0b.jsonl", "a\ud800.jsonl", "~no_such_user/a.jsonl"], ids=ascii)
+@pytest.mark.parametrize("section", [{"task": {"dataset": {"train": ""}}}, {"topology": {"file": ""}}], ids=str)
+def test_what_cannot_be_a_path_is_told_in_one_line(section: dict[str, Any], path: str) -> None:
+    data = {
+        name: {key: path if isinstance(value, str) else {"train": path} for key, value in keys.items()}
+        for name, keys in section.items()
+    }
+    with pytest.raises(InputError) as error:
+        make_config(data)
+    assert_one_line(error.value, ["found what cannot be a path here (", "allowed: the path of a file or folder"])
+
+
+def test_what_no_terminal_should_get_is_spelled_out() -> None:
+    line = str(InputError("a\x1b[2J", "b\ud800\0", "漢字"))
+    assert line == r"a\x1b[2J: found b\ud800\x00; allowed: 漢字"
 
 
 def test_a_long_value_is_shortened() -> None:

@@ -83,7 +83,7 @@ YAML_CASES = {
     "nearest kind": ("nodes: [{id: a, kind: cilent}]\n" + GOOD_LINKS, "did you mean client?"),
     "unknown node attribute": (
         "nodes: [{id: a, knid: edge}]\n" + GOOD_LINKS,
-        "node a: found knid; allowed: id, kind; d",
+        "node a: found knid; allowed: id, kind, latitude, longitude; d",
     ),
     "no client": ("nodes: [{id: b, kind: edge}]\nlinks: []", "nodes: found 0 of kind client; allowed: at least one"),
     "two clouds": (
@@ -94,7 +94,7 @@ YAML_CASES = {
     "nodes are texts": ("nodes: [a, b]\n" + GOOD_LINKS, "nodes: found something else; allowed: a list of mappings"),
     "unknown key": (
         GOOD_NODES + GOOD_LINKS + "link: []",
-        "found link; allowed: directed, links, nodes, source; did you",
+        "found link; allowed: attach, directed, links, nodes, source; did you",
     ),
     "a key twice": (GOOD_NODES + GOOD_LINKS + GOOD_LINKS, "the key links twice"),
     "wrong directed": ("directed: yes\n" + GOOD_NODES + GOOD_LINKS, "directed: found yes; allowed: true, false"),

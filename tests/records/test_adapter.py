@@ -17,7 +17,7 @@ from elsa_ray.prepare import Prepared, load_backbone, make_tripartite
 from elsa_ray.records.adapter import export_adapter
 from elsa_ray.tasks.tokens import pad_batch
 from elsa_ray.training.evaluation import evaluation_pieces, score_piece
-from tests.records.helpers import played, prepared_run
+from tests.records.helpers import WORDS, played, prepared_run
 
 CASES = {
     "tiny": [],
@@ -56,6 +56,26 @@ def test_the_export_predicts_what_the_run_predicted(case: str, tmp_path: Path) -
         assert last.report.score is not None
         labels = torch.from_numpy(prepared.setting.task.test.labels)
         assert (plain.argmax(-1) == labels).double().mean().item() == pytest.approx(last.report.score.accuracy)
+    _check_that_training_mattered(prepared, adapters, own)
+
+
+def test_the_export_of_a_hub_model_holds_all_that_the_hub_does_not(tmp_path: Path) -> None:
+    """minilm's head is new, and in no checkpoint; the base that a reader loads has another one."""
+    small = ["topology.clients=2", "topology.edges=1", "protocol.rounds=1", "task.max_length=8"]
+    prepared = prepared_run(tmp_path, "task.model=minilm", "runtime.executor=inline", *small)
+    (last,) = played(prepared)
+    adapters = last.state.adapters
+    assert adapters is not None
+    folder = export_adapter(tmp_path, adapters, prepared.setting)
+    assert not (tmp_path / "base").exists()
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "sentence-transformers/all-MiniLM-L6-v2"
+    backbone = prepared.setting.task.backbone
+    base = AutoModelForSequenceClassification.from_pretrained(backbone.weights, num_labels=len(WORDS))
+    exported = PeftModel.from_pretrained(base, folder).eval()
+    own, plain, _ = _both_predictions(prepared, adapters, exported)
+    assert (own - plain).abs().max() < 1e-4
+    assert torch.equal(own.argmax(-1), plain.argmax(-1))
     _check_that_training_mattered(prepared, adapters, own)
 
 

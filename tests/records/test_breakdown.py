@@ -28,7 +28,7 @@ def test_sums_are_those_of_the_other_records(timed: Recorded) -> None:
     assert {role: one["num_bytes"] for role, one in own["transfers"].items() if one["num_bytes"]} == {
         role: num_bytes for role, num_bytes in sorted(figures["bytes_by_role"].items(), key=lambda item: item[0])
     }
-    joules = sum(tier["compute_joules"] + tier["radio_joules"] for tier in own["tiers"].values())
+    joules = sum(tier["compute_joules"] + tier["radio_joules"] + tier["idle_joules"] for tier in own["tiers"].values())
     assert joules == pytest.approx(figures["simulated_energy_joules"], rel=1e-9)
     for way in ("sent", "received"):
         assert sum(tier[f"bytes_{way}"] for tier in own["tiers"].values()) == figures["bytes_total"]

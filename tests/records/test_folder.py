@@ -100,6 +100,13 @@ def test_read_run_tells_what_is_wrong_in_one_line(tmp_path: Path, trained: Recor
     assert "rounds.jsonl line 1" in message(damaged)
     (damaged / "rounds.jsonl").write_text('{"round": 0}\n{"rou')
     assert len(read_run(damaged).rounds) == 1
+    for round_ in ('{"round": 0}', '{"round": 0, "stop_reason": null, "simulated_seconds": {}}'):
+        (damaged / "rounds.jsonl").write_text(f"{round_}\n")
+        with pytest.raises(InputError, match=r"rounds\.jsonl line 1: found \{.*; allowed: a round as elsa-ray run wr"):
+            _ = read_run(damaged).figures
+    (damaged / "rounds.jsonl").write_text("[]\n")
+    assert "rounds.jsonl line 1: found []; allowed: one JSON object a line" in message(damaged)
+    (damaged / "rounds.jsonl").write_text("")
     (damaged / "summary.json").write_text('{"name": ')
     assert "summary.json: found damaged JSON" in message(damaged)
     (damaged / "rounds.jsonl").unlink()

@@ -46,6 +46,22 @@ def test_intervals_are_the_rows_of_the_timeline(timed: Recorded) -> None:
             assert all(one.end == other.begin for one, other in itertools.pairwise(whole))
 
 
+def test_work_that_is_given_up_is_marked_when_it_was(dropping: Recorded) -> None:
+    run, network = read_run(dropping.path), dropping.prepared.setting.network
+    marks = 0
+    for line, finished in zip(run.rounds, dropping.rounds, strict=True):
+        shown = clients_of_round(run, line, network)
+        assert shown is not None
+        expected: dict[str, list[float]] = {name: [] for name in shown.names}
+        timeline = finished.timeline
+        for key, seconds in zip(timeline.dropped, timeline.dropped_seconds.tolist(), strict=True):
+            expected[network.node_names[network.clients[key.client]]].append(seconds)
+        assert dict(zip(shown.names, map(list, shown.given_up), strict=True)) == expected
+        marks += len(timeline.dropped)
+        assert ("is given up" in gantt_svg(shown)) == bool(timeline.dropped)
+    assert marks > 0
+
+
 def test_queues_come_before_computations_and_waits_before_transfers(timed: Recorded) -> None:
     run, network = read_run(timed.path), timed.prepared.setting.network
     shown = clients_of_round(run, run.rounds[0], network)
@@ -80,7 +96,7 @@ def test_a_row_with_thousands_of_intervals_becomes_a_few_hundred_bars() -> None:
         Interval(float(begin), float(end), Doing.UP if begin < 25 else (Doing.EDGE, Doing.CLIENT)[number % 2])
         for number, (begin, end) in enumerate(itertools.pairwise(edges))
     )
-    drawn = gantt_svg(ClientsOfRound(0, 0.0, 100.0, ("c0",), (row,), 1))
+    drawn = gantt_svg(ClientsOfRound(0, 0.0, 100.0, ("c0",), (row,), ((),), 1))
     assert len(re.findall(r"<path", drawn)) < 1000
 
 

@@ -19,7 +19,7 @@ def run_python(code: str, **environment: str) -> str:
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=250,
         check=False,
     )
     assert process.returncode == 0, process.stderr

@@ -73,6 +73,7 @@ BAD: list[tuple[str, bytes, list[str]]] = [
     ("a.csv", b"text,label\n", ["a.csv: found no rows"]),
     ("a.csv", b"Text,label\nx,y\n", ["a.csv: found no column text", "did you mean Text?"]),
     ("a.csv", b"text,label\nx,y\nx,y,z\n", ["a.csv row 2: found 3 fields", "allowed: 2"]),
+    ("a.csv", b"text,label,text\nx,y,z\n", ["a.csv: found the column text 2 times", "each column that is read once"]),
     ("a.csv", b'text,label\nx,"y"z\n', ["a.csv row 1: found malformed CSV"]),
     ("a.csv", b"text,label\n" + b"x" * 140_000 + b",y\n", ["a.csv row 1: found malformed CSV", "131,072"]),
     ("a.parquet", b"", ["a.parquet: found malformed Parquet"]),
@@ -97,18 +98,26 @@ def test_a_missing_parquet_column_is_named(tmp_path: Path) -> None:
         read_file("a.parquet", base_folder=tmp_path, columns=["tt"], field="f")
 
 
+def test_a_parquet_column_that_is_there_twice_is_named(tmp_path: Path) -> None:
+    columns = [pyarrow.array(["x"]), pyarrow.array(["y"])]
+    pyarrow.parquet.write_table(pyarrow.Table.from_arrays(columns, names=["t", "t"]), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=r"a\.parquet: found the column t 2 times"):
+        read_file("a.parquet", base_folder=tmp_path, columns=["t"], field="f")
+
+
 def test_a_parquet_file_without_rows_is_refused(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(pyarrow.table({"t": pyarrow.array([], pyarrow.string())}), tmp_path / "a.parquet")
     with pytest.raises(InputError, match="no rows"):
         read_file("a.parquet", base_folder=tmp_path, columns=["t"], field="f")
 
 
-@pytest.mark.parametrize("name", ["trian.jsonl", "nowhere/train.jsonl"])
+@pytest.mark.parametrize("name", ["trian.jsonl", "nowhere/train.jsonl", f"{'long' * 99}.jsonl"])
 def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
     write(tmp_path / "train.jsonl", [("x", "y")])
     with pytest.raises(InputError) as caught:
         read_file(name, base_folder=tmp_path, columns=["t"], field="task.dataset.train")
-    assert f"task.dataset.train: found {name}; allowed: an existing file" in str(caught.value)
+    assert f"task.dataset.train: found {name[:119]}" in str(caught.value)
+    assert "; allowed: an existing file" in str(caught.value)
     assert ("did you mean train.jsonl?" in str(caught.value)) == (name == "trian.jsonl")
 
 

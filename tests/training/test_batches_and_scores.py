@@ -95,6 +95,16 @@ def test_a_score_is_that_of_the_plain_model(model: tuple[str, bool]) -> None:
         assert score.perplexity is None
 
 
+def test_a_model_that_has_diverged_is_right_about_nothing() -> None:
+    """torch's argmax of NaN is class 0, which would make a lost model as good as the share of that class."""
+    lab, tokens = make_lab("bert"), random_texts(40)
+    lost = {name: torch.full_like(tensor, math.nan) for name, tensor in lab.adapters(0).items()}
+    score = score_piece(lab.model, lost, tokens, np.arange(40), PAD, LABELS)
+    assert math.isnan(score.loss)
+    assert (score.accuracy, score.macro_f1, score.count) == (0.0, 0.0, 40)
+    assert 0 in tokens.labels, "some texts are of the class that would be guessed"
+
+
 def test_the_pieces_are_the_whole_test_set_once() -> None:
     tokens = random_texts(150)
     pieces = evaluation_pieces(tokens)

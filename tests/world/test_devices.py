@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from elsa_ray.config.errors import InputError
 from elsa_ray.config.load import dump_config, make_config, read_yaml
 from elsa_ray.config.world import DeviceMix, DeviceSpec
-from elsa_ray.world.devices import PROFILES, Device, devices_of_clients, find_device
+from elsa_ray.world.devices import Device, devices_of_clients, find_device, profiles
 
 WHERE = "world.clients.device"
+PROFILES = {name: profile.device for name, profile in profiles().items()}
 
 
 def config_of(device: Any) -> Any:
@@ -127,7 +128,7 @@ def test_the_written_config_gives_the_same_devices(device: Any) -> None:
             [": found ['phone']; allowed: a valid string or a mapping: NAME, {flops_per_second: RATE}, or {mix"],
         ),
         (None, [": found None; allowed: a valid string or a mapping"]),
-        ({"flops": 1}, [".flops: found an unknown key; allowed: active_watts, flops_per_second, memory_bytes,"]),
+        ({"flops": 1}, [".flops: found an unknown key; allowed: active_watts, block_seconds, flops_per_second,"]),
         ({}, [".flops_per_second: found nothing; allowed: a value"]),
         ({"flops_per_second": 1, "memory_bytes": 0}, [".memory_bytes: found 0; allowed: greater than 0"]),
         ({"flops_per_second": 1, "memory_bytes": "2 GBit"}, [".memory_bytes: found 2 GBit", "such as '2 GB'"]),

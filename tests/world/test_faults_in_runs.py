@@ -214,6 +214,11 @@ def test_more_are_sampled_than_wanted_and_the_wanted_number_closes(tmp_path: Pat
     for each in run.rounds:
         assert (len(each.plan.work), len(each.report.participated), len(each.report.dropped)) == (6, 4, 2)
         assert set(each.timeline.causes) == {Cause.QUORUM}
+    trace = tmp_path / "trace.csv"
+    trace.write_text("client,start_seconds,end_seconds\n0,0,9000\n1,0,9000\n", encoding="utf-8")
+    world["availability"] = {"kind": "trace", "file": str(trace)}
+    run = only_plan(town_config(tmp_path, topology=CITY, protocol=protocol, world=world))
+    assert [each.report.participated for each in run.rounds] == [(0, 1)] * 3, "with none to spare all are waited for"
 
 
 def test_everything_at_once_trains_what_survives_and_loses_nothing(tmp_path: Path) -> None:
