@@ -37,7 +37,10 @@ def rounds(prepared: Prepared, state: ProtocolState, executor: Executor) -> Iter
 def _plan(prepared: Prepared, state: ProtocolState, world_state: WorldState) -> tuple[Plan, WorldState]:
     """Plan a round; where nobody can take part and nothing is under way, when the next client or edge comes."""
     plan = prepared.protocol.plan(state, world_state)
-    while not len(plan.work) and not len(world_state.work):
+    # Those who come may be parked or excluded for good; when many times as many have come as there are, nobody will do.
+    for _ in range(10 * prepared.setting.num_clients + 100):
+        if len(plan.work) or len(world_state.work):
+            break
         later = prepared.world.wait(world_state, state.round_index)
         if later is None:
             break

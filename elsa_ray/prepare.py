@@ -78,6 +78,7 @@ def prepare(config: ExperimentConfig) -> Prepared:
         _check_can_be_trained(config)
     network, rate_N = _as_measured(config, make_network(config.topology, config.seed, Path()))
     config = _resolved(config, network)
+    _check_policy(config)
     task = load_task(config.task, num_clients=len(network.clients), seed=config.seed, base_folder=Path())
     causal_lm = config.task.kind == "causal_lm"
     family = family_of(task.backbone.config)
@@ -132,6 +133,13 @@ def _check_can_be_trained(config: ExperimentConfig) -> None:
         found = f"a data set of sizes with runtime.executor {config.runtime.executor}"
         allowed = "texts; sizes alone can be timed and not trained (elsa-ray plan, or runtime.executor: none)"
         raise InputError("task.dataset.sizes", found, allowed)
+
+
+def _check_policy(config: ExperimentConfig) -> None:
+    over_sample, participation = config.world.round_policy.over_sample, config.protocol.participation
+    if over_sample is not None and participation == 1:
+        allowed = "null, or protocol.participation below 1: with 1 there is nobody more to sample"
+        raise InputError("world.round_policy.over_sample", over_sample, allowed)
 
 
 def _as_measured(config: ExperimentConfig, network: Network) -> tuple[Network, Floats | None]:

@@ -276,6 +276,10 @@ REFUSED_BY_THE_PARTS: Rows = [
         {"world": {"faults": {"edges": [{"edge": "edg0", "duration_seconds": 1}]}}},
         ["world.faults.edges.0.edge: found edg0; allowed: edge0; did you mean edge0?"],
     ),
+    (
+        {"world": {"round_policy": {"over_sample": 1.5}}},
+        ["world.round_policy.over_sample: found 1.5; allowed: null, or protocol.participation below 1"],
+    ),
     ({"world": {"availability": {"kind": "trace", "file": "no_such.csv"}}}, ["no_such.csv: found No such file"]),
     ({"world": {"availability": {"kind": "fedscale", "file": "no_such"}}}, ["no_such: found No such file"]),
     (

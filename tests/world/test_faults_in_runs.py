@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,9 +16,11 @@ import pytest
 from elsa_ray.aggregation.weighted import weighted_mean
 from elsa_ray.config.errors import InputError
 from elsa_ray.config.load import make_config
+from elsa_ray.experiment import rounds
 from elsa_ray.prepare import prepare
 from elsa_ray.records.assumptions import assumptions
 from elsa_ray.records.folder import RunFolder
+from elsa_ray.runtime.executor import NoExecutor
 from elsa_ray.world.plan import WorkKey
 from elsa_ray.world.troubles import Cause
 from tests.world.test_late_updates import assert_adapters, mean_by_hand, trained_by_hand
@@ -196,6 +199,19 @@ class TestPresence:
         first, second = (each.plan.work.client.tolist() for each in run.rounds)
         assert first == [1]
         assert second == ([1, 2] if run.timelines[1].begin_seconds >= 32 else [1])
+
+    def test_a_round_does_not_wait_for_ever_for_those_who_cannot_take_part(self, tmp_path: Path) -> None:
+        trace = tmp_path / "trace.csv"
+        trace.write_text("client,start_seconds,end_seconds,repeat_seconds\n0,1,2,4\n", encoding="utf-8")
+        # Client 0 comes again and again, but it is parked.
+        world = {"availability": {"kind": "trace", "file": str(trace)}}
+        config = town_config(tmp_path, world=world, protocol={"rounds": 2})
+        prepared = prepare(config)
+        state = prepared.protocol.start(None)
+        parked = replace(state, edge_of_client=(-1, *state.edge_of_client[1:]))
+        with NoExecutor() as executor:
+            done = list(rounds(prepared, parked, executor))
+        assert [len(each.plan.work) for each in done] == [0, 0]
 
     def test_with_nobody_left_the_run_ends_all_the_same(self, tmp_path: Path) -> None:
         trace = tmp_path / "trace.csv"
