@@ -279,6 +279,8 @@ def _add_incidents(log: _Log, details: list[str], timeline: Timeline) -> None:
 
 def _skipped_seconds(timeline: Timeline) -> Floats:
     """Return when each skipped work item was given up: when its rows were."""
+    if not timeline.skipped:
+        return np.zeros(0)
     end_of_work = np.full(len(timeline.work), timeline.end_seconds)
     rows = np.flatnonzero((timeline.activities.work >= 0) & (timeline.outcome == Outcome.SKIPPED))
     end_of_work[timeline.activities.work[rows]] = timeline.finish_seconds[rows]
