@@ -1,4 +1,4 @@
-"""The code in CONTRIBUTING.md works as it stands there."""
+"""What the documents and the shipped experiments say works as it stands there."""
 
 import json
 import re
@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 import elsa_ray
+from elsa_ray.config.load import load_config, make_config, read_yaml
+from elsa_ray.config.sweep import load_grid
 
 ROOT = Path(__file__).parents[1]
 INVENTED = {"elsa_ray/codecs/sign.py"}
@@ -41,6 +43,19 @@ def test_the_codec_example_trains(config: dict, tmp_path: Path) -> None:
     protocol = {"name": "elsa", "rounds": 1, "local_steps": 1, "codec": [{"kind": "sign_codec:Sign", "gain": 0.5}]}
     run = elsa_ray.run({**config, "protocol": protocol}, out=tmp_path / "run")
     assert run.summary["compression_ratio_fp32"] > 1
+
+
+def test_the_config_in_the_readme_is_one() -> None:
+    (text,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    config = make_config(read_yaml(text, "README.md"))
+    assert config.protocol.name == "elsa" and config.topology.clients == 24
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("experiments/*.yaml")), ids=lambda path: path.stem)
+def test_the_shipped_experiments_are_read(path: Path) -> None:
+    if path.stem == "attacks_codecs":
+        pytest.skip("codecs by name, read with attacks.yaml in the tests of elsa-ray attack")
+    assert (load_grid if path.stem.endswith("_grid") else load_config)(path)
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))])

@@ -28,6 +28,8 @@ from elsa_ray.records.timeline_charts import gantt_svg, links_svg
 from elsa_ray.world.roles import Role
 
 REPORT = "report.html"
+_MOST_NODES_DRAWN = 500
+"""Besides clients: placing more takes longer than planning the run."""
 
 
 @dataclass(frozen=True)
@@ -199,6 +201,9 @@ def _pictures_of_a_round(run: RunRecord, network: Network) -> list[Chart]:
 
 
 def _topology_chart(run: RunRecord, network: Network) -> Chart:
+    num_drawn = len(network.node_kinds) - len(network.clients)
+    if num_drawn > _MOST_NODES_DRAWN:
+        return Chart("Topology", Markup(""), f"Not drawn: {num_drawn:,} nodes besides the clients.")
     edge_of_client = _edges_of_clients(run, network)
     note = "Square: cloud. Diamonds: edge servers. Rings: routers."
     if len(network.clients) > MOST_CLIENTS_DRAWN:

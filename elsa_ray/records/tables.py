@@ -119,6 +119,10 @@ _NO_NODE = -1
 _ENDING, _TURNING, _BEGINNING, _BREAKING, _TELLING = range(5)
 
 
+_LOG_TYPES = (np.int8, np.float64, np.int8, np.int64, np.int32, np.int32, np.int32)
+"""Of the log's columns: millions of events must fit into the memory."""
+
+
 class _Log:
     """Collects events as columns."""
 
@@ -138,14 +142,16 @@ class _Log:
     ) -> None:
         """Add the events of many rows at once; ``detail`` is an index into the details' names."""
         columns = (event, seconds, order, sequence, node, client, detail)
-        self._chunks.append(tuple(np.broadcast_arrays(*(np.atleast_1d(column) for column in columns))))
+        arrays = (np.atleast_1d(np.asarray(column, kind)) for column, kind in zip(columns, _LOG_TYPES, strict=True))
+        self._chunks.append(tuple(np.broadcast_arrays(*arrays)))
 
     def sorted_columns(self) -> tuple[np.ndarray, ...]:
         """Return event, seconds, node, client and detail by time, then by the order within the instant."""
-        event, seconds, order, sequence, node, client, detail = (
-            np.concatenate(column) for column in zip(*self._chunks, strict=True)
-        )
+        chunks = list(zip(*self._chunks, strict=True))
+        self._chunks.clear()
+        event, seconds, order, sequence, node, client, detail = (np.concatenate(chunks.pop(0)) for _ in _LOG_TYPES)
         by_time = np.lexsort((sequence, order, seconds))
+        del order, sequence
         return tuple(column[by_time] for column in (event, seconds, node, client, detail))
 
 
@@ -273,6 +279,8 @@ def _add_incidents(log: _Log, details: list[str], timeline: Timeline) -> None:
 
 def _skipped_seconds(timeline: Timeline) -> Floats:
     """Return when each skipped work item was given up: when its rows were."""
+    if not timeline.skipped:
+        return np.zeros(0)
     end_of_work = np.full(len(timeline.work), timeline.end_seconds)
     rows = np.flatnonzero((timeline.activities.work >= 0) & (timeline.outcome == Outcome.SKIPPED))
     end_of_work[timeline.activities.work[rows]] = timeline.finish_seconds[rows]

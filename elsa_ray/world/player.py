@@ -7,10 +7,12 @@ order in which equal times were scheduled.
 
 from __future__ import annotations
 
+import gc
 import math
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
 from enum import IntEnum
@@ -111,8 +113,21 @@ def play(
     """
     player = _Player(plan, state, field, disturbances)
     environment = simpy.Environment(initial_time=state.clock_seconds)
-    environment.run(environment.process(player.run(environment)))
+    with _without_collection():
+        environment.run(environment.process(player.run(environment)))
     return player.timeline(), player.state()
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Keep the garbage collector out: playing makes no cycles, and millions of events would make it look for them."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 _TRANSFER, _COMPUTE, _GATHER = (int(kind) for kind in ActivityKind)
@@ -245,7 +260,7 @@ class _Player:
     def _start_ready(self) -> None:
         """Start what waits for nothing any more, in the order of the rows, then fill freed slots."""
         ready, now = self._ready, self._now
-        if len(ready) == 1 and self._is_idle_for(ready[0]):
+        if len(ready) == 1 and self._kind[ready[0]] == _COMPUTE and self._is_idle_for(ready[0]):
             self._compute(ready.pop())
         while ready:
             row = heappop(ready)
@@ -266,7 +281,7 @@ class _Player:
 
     def _is_idle_for(self, row: int) -> bool:
         """Take a slot for a computation that is the only one to start at this instant, if it needs not queue."""
-        starts = self._kind[row] == _COMPUTE and self._phase[row] == _WAITING and self._waits_for[row] == 0
+        starts = self._phase[row] == _WAITING and self._waits_for[row] == 0
         return starts and self._slots.take_idle(self._source[row])
 
     def _compute(self, row: int) -> None:
@@ -681,7 +696,7 @@ class _Tick(simpy.Event):
 
     def at(self, seconds: float) -> simpy.Event:
         """Happen at some moment, or now if SimPy's own sum has been rounded past it."""
-        self.callbacks: list[Callable[[simpy.Event], None]] = []
+        self.callbacks: simpy.events.EventCallbacks = []
         self.env.schedule(self, delay=max(0.0, seconds - self.env.now))
         return self
 

@@ -21,7 +21,6 @@ from datetime import date
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from elsa_ray.config.topology import HierarchicalTopology
 from elsa_ray.network import hierarchical, save_network_yaml
@@ -55,7 +54,8 @@ def main() -> None:
     parser.add_argument("--model", choices=("fluid", "tcp"), nargs="+", default=["fluid", "tcp"])
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
     options = parser.parse_args()
-    table = Table("load", "model", "CPU seconds", "peak MB", "transfers at once", "simulated seconds")
+    columns = ("load", "model", "CPU seconds", "peak MB", "transfers at once", "simulated seconds")
+    Console().print(*columns, sep=", ")
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for case in CASES:
@@ -66,8 +66,8 @@ def main() -> None:
             for model in options.model:
                 row = {"load": case.name, "model": model, **measure(topology, transfers, model)}
                 rows.append(row)
-                table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
-    Console().print(table)
+                texts = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()]
+                Console().print(*texts, sep=", ")
     if options.out:
         about = {"date": date.today().isoformat(), "python": platform.python_version(), "machine": platform.machine()}
         options.out.write_text(json.dumps({**about, **vars(options) | {"out": None}, "rows": rows}, indent=2))

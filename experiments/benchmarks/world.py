@@ -4,7 +4,7 @@
 
 Each size runs in a process of its own and does what ``elsa-ray plan`` does, from the config to the report. ``import``
 is what Python needs to load the program; it is the same for every size and not part of ``total``. The last column is
-``total`` over n log n, by that of the largest size before it: not above 1 is n log n or better.
+``total`` over n log n, by that of the size before: not above 1 is n log n or better.
 """
 
 from __future__ import annotations
@@ -98,6 +98,7 @@ def main() -> None:
     columns = ("import", *PHASES, "total")
     print(f"{'clients':>9} {'rows':>10}", *(f"{name:>8}" for name in columns), f"{'peak MB':>8} {'n log n':>8}")
     totals: dict[int, float] = {}
+    measured: dict[int, float] = {}
     for clients in options.clients:
         command = [sys.executable, __file__, "--one", "--clients", str(clients), "--edges", str(options.edges)]
         output = subprocess.run([*command, "--model", options.model], check=True, capture_output=True, text=True)
@@ -106,6 +107,25 @@ def main() -> None:
         totals[clients] = figures["total"]
         print(f"{clients:>9,} {figures['rows']:>10,}", *(f"{figures[name]:>8.2f}" for name in columns), end=" ")
         print(f"{figures['peak_bytes'] / 1e6:>8,.0f} {ratio:>8.2f}", flush=True)
+        measured[clients] = figures["total"]
+        if options.plot is not None:  # after each size: the largest may take long
+            draw(measured, options.plot)
+
+
+def draw(measured: dict[int, float], path: Path) -> None:
+    """Draw the CPU seconds over the clients, and n log n through the first of them."""
+    from matplotlib.figure import Figure
+
+    clients, seconds = list(measured), list(measured.values())
+    law = [seconds[0] * n * math.log(n) / (clients[0] * math.log(clients[0])) for n in clients]
+    figure = Figure(figsize=(5.0, 3.4), layout="constrained")
+    axes = figure.subplots()
+    axes.loglog(clients, law, "--", color="0.6", label="n log n")
+    axes.loglog(clients, seconds, "o-", label="measured")
+    axes.set_xlabel("clients")
+    axes.set_ylabel("CPU seconds of a round, records included")
+    axes.legend()
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
 def growth(clients: int, seconds: float, clients_before: int, seconds_before: float) -> float:

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elsa_ray.config.topology import HierarchicalTopology
-from elsa_ray.network import finish_times, hierarchical
+from elsa_ray.network import bottlenecks, finish_times, hierarchical
+from elsa_ray.network.bottlenecks import Bottlenecks
 from elsa_ray.network.graph import Network
 from elsa_ray.network.routes import find_routes
 from elsa_ray.network.sharing import FluidSharing
@@ -91,7 +92,9 @@ def paths_of(rng: random.Random, shape: str, size: object) -> tuple[list[float],
 
 @pytest.mark.parametrize("shape", ["tree", "mesh"])
 @pytest.mark.parametrize("seed", range(25))
-def test_after_any_change_levels_are_those_from_scratch(shape: str, seed: int) -> None:
+def test_after_any_change_levels_are_those_from_scratch(shape: str, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    if seed % 5:
+        monkeypatch.setattr(bottlenecks, "FEW", 0)  # full links follow others also where that spares nothing
     rng = random.Random(f"{shape}/{seed}")
     sizes = [
         lambda: float(rng.choice([100, 200, 300])),
@@ -147,6 +150,30 @@ def test_hundreds_of_transfers_equal_the_exact_solver(shape: str, count: int) ->
         row["start_seconds"] = round(row["start_seconds"] * 8 * 64) / 64
     found = [row["finish_seconds"] for row in finish_times(network, transfers)]
     assert found == pytest.approx(exact_finishes(network, transfers), rel=1e-9, abs=0)
+
+
+def test_full_stations_follow_the_way_that_all_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A station's second flow gets what the flow over the common way leaves it; each end there changes all of them."""
+    count, rng = 150, random.Random(3)
+    num_bytes = [rng.uniform(50, 400) * (1 if flow < count else 15) for flow in range(2 * count)]
+    told = []
+    settle = Bottlenecks._settle
+    monkeypatch.setattr(
+        Bottlenecks, "_settle", lambda self, link, level: (told.append(link), settle(self, link, level))
+    )
+
+    def finishes(few: int) -> dict[int, float]:
+        monkeypatch.setattr(bottlenecks, "FEW", few)
+        sharing = FluidSharing([count * 1.0] + [10.0] * count)
+        for flow, size in enumerate(num_bytes):
+            station = 1 + flow % count
+            sharing.start(flow, size, [station, 0] if flow < count else [station], now=0.0)
+        return dict(sharing.complete_until(math.inf))
+
+    followed = finishes(8)
+    num_following = len(told)
+    assert finishes(10**6) == pytest.approx(followed, rel=1e-12)
+    assert num_following < (len(told) - num_following) / 4
 
 
 @settings(max_examples=15, deadline=None)

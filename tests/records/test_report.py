@@ -115,6 +115,13 @@ def test_the_report_of_a_language_model(tmp_path: Path) -> None:
     assert "perplexity" in (path / "report.html").read_text()
 
 
+def test_a_network_of_very_many_edges_is_not_drawn(tmp_path: Path) -> None:
+    with RunFolder.create(tmp_path / "run", prepared_run(tmp_path, "topology.edges=300").config) as folder:
+        text = write_report(folder.path).read_text()
+    _check(folder.path / "report.html")
+    assert "Not drawn: 602 nodes" in text
+
+
 def test_text_from_the_config_is_escaped(tmp_path: Path) -> None:
     data = tmp_path / "<img src=x>"
     data.mkdir()

@@ -32,11 +32,19 @@ def dataset(sizes: Any) -> SizesDataset:
 def prepared(sizes: Any, *, executor: str = "none", **sections: Any) -> Prepared:
     task = {"dataset": {"sizes": sizes}, "model": "tiny", "max_length": 24, **sections.pop("task", {})}
     topology = sections.pop("topology", {"kind": "hierarchical", "clients": 12, "edges": 2})
-    protocol = sections.pop("protocol", {})
+    protocol, world = sections.pop("protocol", {}), sections.pop("world", {})
     if protocol.get("name") != "fedavg":
         protocol = {"split": {"front": 1, "back": 1}, "local_steps": 3, **protocol}
     return prepare(
-        make_config({"task": task, "topology": topology, "protocol": protocol, "runtime": {"executor": executor}})
+        make_config(
+            {
+                "task": task,
+                "topology": topology,
+                "protocol": protocol,
+                "world": world,
+                "runtime": {"executor": executor},
+            }
+        )
     )
 
 
@@ -162,8 +170,11 @@ def test_wrong_sizes_are_one_line(sizes: Any, message: str) -> None:
 
 def test_more_operations_than_can_be_counted_are_refused() -> None:
     """405 billion parameters and 4e8 tokens: 7e20 operations in one computation of a client's whole round."""
+    boundless = {"clients": {"device": {"flops_per_second": 1e12}}}
     huge = {"model": "llama-3.1-405b", "kind": "causal_lm", "max_length": 4096}
-    ready = prepared(100_000, task=huge, protocol={"name": "fedavg", "local_steps": None, "local_epochs": 1})
+    ready = prepared(
+        100_000, task=huge, protocol={"name": "fedavg", "local_steps": None, "local_epochs": 1}, world=boundless
+    )
     with pytest.raises(
         InputError, match=r"task: found one computation of \d.*e\+20 FLOPs; allowed: less than 9.2e\+18"
     ):

@@ -117,7 +117,7 @@ def test_the_written_config_gives_the_same_devices(device: Any) -> None:
         ({"mix": {}}, [".mix: found {}; allowed: shares of device profiles that sum to 1"]),
         ({"mix": {"phone": 0, "laptop": 1}}, [".mix.phone: found 0; allowed: greater than 0"]),
         ({"mix": {"phone": -0.5, "laptop": 1.5}}, [".mix.phone: found -0.5; allowed: greater than 0"]),
-        ({"mix": {"phone": float("nan")}}, [".mix.phone: found nan; allowed: greater than 0"]),
+        ({"mix": {"phone": float("nan")}}, [".mix.phone: found nan; allowed: a finite number"]),
         ({"mix": {"phone": "half"}}, [".mix.phone: found the text 'half'; allowed: a valid number"]),
         ({"mix": {"phone": True}}, [".mix.phone: found True; allowed: a valid number"]),
         ({"mix": {3: 1.0}}, [".mix.3: found 3; allowed: a valid string"]),
