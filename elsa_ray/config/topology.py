@@ -11,6 +11,9 @@ from elsa_ray.config.errors import unknown_name
 from elsa_ray.config.section import Section
 from elsa_ray.config.units import Bandwidth, Seconds
 
+MOST_NODES = 10_000_000
+"""Of a kind: more would fill the memory of most machines before the first line of a run is written."""
+
 
 class AccessMix(Section):
     """Access of several kinds: the share of the clients that has each profile."""
@@ -81,8 +84,8 @@ class Figures(Section):
 class Attachment(Figures):
     """Who is attached to the routers of a file or a packaged network."""
 
-    clients: int = Field(ge=1)
-    edges: int | None = Field(default=None, ge=1)
+    clients: int = Field(ge=1, le=MOST_NODES)
+    edges: int | None = Field(default=None, ge=1, le=MOST_NODES)
     """Edge servers, far from each other; none keeps those of the network."""
     sites: list[str] | None = Field(default=None, min_length=1)
     """Routers that get clients, in turn, and edge servers; none: all of them."""
@@ -94,8 +97,8 @@ class GeneratedTopology(Figures):
     """What all generators have."""
 
     kind: str
-    clients: int = Field(default=24, ge=1)
-    edges: int = Field(default=3, ge=1)
+    clients: int = Field(default=24, ge=1, le=MOST_NODES)
+    edges: int = Field(default=3, ge=1, le=MOST_NODES)
 
 
 class HierarchicalTopology(GeneratedTopology):
@@ -113,7 +116,7 @@ class StarTopology(GeneratedTopology):
 class RoutedTopology(GeneratedTopology):
     """Routers in some form; clients are dealt to them in turn, edge servers stand far from each other."""
 
-    routers: int | None = Field(default=None, ge=1)
+    routers: int | None = Field(default=None, ge=1, le=MOST_NODES)
     """None: one an edge server."""
 
 

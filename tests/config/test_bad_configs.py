@@ -58,6 +58,7 @@ REFUSED_BY_THE_CONFIG: Rows = [
     ({"task": {"dataset": "pydocs"}}, ["task.dataset: found pydocs; allowed: {name: pydocs}, {train: FILE,"]),
     ({"task": {"dataset": {"file": "x"}}}, ["task.dataset: found {'file': 'x'}; allowed: {name: pydocs}"]),
     ({"topology": "metro"}, ["topology: found metro; allowed: {kind: hierarchical,", "{name: NAME}"]),
+    ({"topology": {"clients": 10**24}}, ["topology.clients: found 1000000", "less than or equal to 10000000"]),
     ({"topology": {"kind": "hierarchical", "clients": "many"}}, ["topology.clients: found the text 'many'"]),
     ({"protocol": [1]}, ["protocol: found [1]; allowed: a mapping"]),
     ({"protocol": {"name": 3}}, ["protocol.name: found 3; allowed: elsa, fedavg"]),
