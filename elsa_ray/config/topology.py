@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from elsa_ray.config.errors import unknown_name
 from elsa_ray.config.section import Section
+from elsa_ray.config.shares import Shares, check_whole
 from elsa_ray.config.units import Bandwidth, Seconds
 
 MOST_NODES = 10_000_000
@@ -18,15 +18,13 @@ MOST_NODES = 10_000_000
 class AccessMix(Section):
     """Access of several kinds: the share of the clients that has each profile."""
 
-    mix: dict[str, Annotated[float, Field(gt=0)]]
+    mix: Shares
     """Share by profile name; the shares sum to 1."""
 
     @field_validator("mix")
     @classmethod
-    def _whole(cls, value: dict[str, float]) -> dict[str, float]:
-        if not math.isclose(math.fsum(value.values()), 1.0, rel_tol=0, abs_tol=1e-6):
-            raise ValueError("shares of access profiles that sum to 1, such as {lte: 0.5, wifi: 0.5}")
-        return value
+    def _whole(cls, value: Shares) -> Shares:
+        return check_whole(value, "shares of access profiles that sum to 1, such as {lte: 0.5, wifi: 0.5}")
 
 
 # The tags are no keys of a section: pydantic puts them into the path of a mistake, where they must not pass for one.

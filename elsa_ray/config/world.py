@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator
@@ -13,6 +12,7 @@ from elsa_ray.config.faults import FaultsConfig
 from elsa_ray.config.misbehaviour import MisbehaviourConfig
 from elsa_ray.config.round_policy import RoundPolicy
 from elsa_ray.config.section import PositiveInt, Section
+from elsa_ray.config.shares import Shares, check_whole
 from elsa_ray.config.units import FlopsPerSecond, NumBytes, Seconds, Watts
 
 
@@ -49,15 +49,13 @@ def is_device_file(name: str) -> bool:
 class DeviceMix(Section):
     """Devices of several kinds: the share of the clients that has each profile."""
 
-    mix: dict[str, Annotated[float, Field(gt=0)]]
+    mix: Shares
     """Share by the name of a profile or file; the shares sum to 1."""
 
     @field_validator("mix")
     @classmethod
-    def _whole(cls, value: dict[str, float]) -> dict[str, float]:
-        if not math.isclose(math.fsum(value.values()), 1.0, rel_tol=0, abs_tol=1e-6):
-            raise ValueError("shares of device profiles that sum to 1, such as {phone: 0.7, laptop: 0.3}")
-        return value
+    def _whole(cls, value: Shares) -> Shares:
+        return check_whole(value, "shares of device profiles that sum to 1, such as {phone: 0.7, laptop: 0.3}")
 
 
 # The tags are no keys of a section: pydantic puts them into the path of a mistake, where they must not pass for one.
