@@ -19,7 +19,6 @@ from elsa_ray.codecs.chain import Memory
 from elsa_ray.codecs.wire import HEADER_BYTES
 from elsa_ray.config.experiment import ExperimentConfig
 from elsa_ray.model.cost import blocks_num_bytes
-from elsa_ray.model.memory import client_memory_bytes
 from elsa_ray.model.split import Part, Split
 from elsa_ray.prepare import Prepared, prepare
 from elsa_ray.protocols.auto_split import SplitChooser
@@ -37,6 +36,7 @@ from ..helpers import largest_difference, run_config, run_inline, write_texts
 from ..stepwise import Stepwise, write_towns
 from ..world.test_bytes_of_runs import carried_by_role
 from ..world.towns import DOWN, UP, town_config
+from .memory import needed
 
 MIXED = {
     "clients": {"device": {"mix": {"phone": 0.5, "laptop": 0.5}}},
@@ -84,7 +84,7 @@ class TestAnyFleet:
         """Each device has at least what the smallest split of its client needs, and at most what the largest does."""
         setting = laboratory.setting
         options = split_options(4, min_front=1)
-        need_NX = np.array([[self.needed(laboratory, client, split) for split in options] for client in range(6)])
+        need_NX = np.array([[needed(laboratory, client, split) for split in options] for client in range(6)])
         memory_N = [
             float(need.min() + room * (need.max() - need.min()))
             for need, (_, room) in zip(need_NX, figures, strict=True)
@@ -99,21 +99,6 @@ class TestAnyFleet:
         assert 1 <= len(set(splits)) <= max_splits
         for client, split in enumerate(splits):
             assert need_NX[client][options.index(split)] <= memory_N[client]
-
-    def needed(self, laboratory: Prepared, client: int, split: Split) -> int:
-        setting = laboratory.setting
-        examples = setting.task.partition[client]
-        return int(
-            client_memory_bytes(
-                setting.shape,
-                setting.layout,
-                split,
-                batch=min(laboratory.config.protocol.batch_size, len(examples)),
-                length=int(setting.task.train.lengths[examples].max()),
-                num_heads=setting.task.backbone.config.num_attention_heads,
-                optimizer_kind="adamw",
-            )
-        )
 
 
 def weights_down(finished: Round) -> dict[int, int]:

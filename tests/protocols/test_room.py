@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from elsa_ray.config.errors import InputError
-from elsa_ray.model.memory import client_memory_bytes
 from elsa_ray.model.split import Split, whole
 from elsa_ray.prepare import Prepared, prepare
 
 from ..helpers import run_config, write_texts
+from .memory import needed
 
 
 @pytest.fixture(scope="module")
@@ -23,22 +23,6 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def prepared_with(dataset: dict[str, str], memory_bytes: float | None, **protocol: Any) -> Prepared:
     device = {"flops_per_second": 1e9} | ({} if memory_bytes is None else {"memory_bytes": memory_bytes})
     return prepare(run_config(dataset, protocol=protocol, world={"clients": {"device": device}}))
-
-
-def needed(prepared: Prepared, client: int, split: Split) -> int:
-    setting = prepared.setting
-    examples = setting.task.partition[client]
-    return int(
-        client_memory_bytes(
-            setting.shape,
-            setting.layout,
-            split,
-            batch=min(prepared.config.protocol.batch_size, len(examples)),
-            length=int(setting.task.train.lengths[examples].max()),
-            num_heads=setting.task.backbone.config.num_attention_heads,
-            optimizer_kind="adamw",
-        )
-    )
 
 
 CASES: list[tuple[dict[str, Any], Split]] = [
