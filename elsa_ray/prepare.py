@@ -195,7 +195,9 @@ def make_chains(config: ExperimentConfig) -> Chains:
     update = None
     if codec.update is not None:
         update = build_chain(codec.update, wire_dtype, f"{where}.update", for_adapters=True)
-    return Chains(activation, gradient, adapter, update)
+    if codec.calibration_texts is not None and not activation.is_calibrated:
+        raise InputError(f"{where}.calibration_texts", codec.calibration_texts, "a codec in activation that needs them")
+    return Chains(activation, gradient, adapter, update, codec.calibration_texts)
 
 
 def make_recipe(prepared: Prepared) -> Recipe:

@@ -214,8 +214,8 @@ def check_matching(activation: CodecChain, gradient: CodecChain, where: str) -> 
     """Check that gradients can use the calibrations of the activations' chain.
 
     A gradient chain either has no calibrated stage, or it starts like the activation chain: with the same codecs up to
-    the last calibrated one, so that its rows reach the j-th calibration as the activations' rows have reached it. And
-    it must have them where a calibration never leaves its maker: only the maker can turn such a gradient back.
+    its own last calibrated one, so that its rows reach the j-th calibration as the activations' rows have reached it.
+    And it must have those of the activations that never leave their maker: only it can turn such a gradient back.
 
     Args:
         activation: the chain whose calibrations are used.
@@ -225,17 +225,14 @@ def check_matching(activation: CodecChain, gradient: CodecChain, where: str) -> 
     Raises:
         InputError: they do not match.
     """
-    if not gradient.is_calibrated:
-        for position in activation.calibrated:
-            calibration = activation.stages[position].calibration
-            if calibration is not None and calibration.role is None:
-                kind = _kind_of(activation.stages[position])
-                raise InputError(where, f"no {kind}", f"the activations' {kind}: its key stays at one end")
-        return
-    first = activation.stages[: max(activation.calibrated, default=-1) + 1]
-    own = gradient.stages[: max(gradient.calibrated) + 1]
+    own = gradient.stages[: max(gradient.calibrated, default=-1) + 1]
+    for stage in [activation.stages[position] for position in activation.calibrated if position >= len(own)]:
+        if stage.calibration is not None and stage.calibration.role is None:
+            kind = _kind_of(stage)
+            raise InputError(where, f"no {kind}", f"the activations' {kind}: its key stays at one end")
+    first = activation.stages[: len(own)]
     if [(type(stage), stage.config) for stage in own] != [(type(stage), stage.config) for stage in first]:
-        names = ", ".join(_kind_of(stage) for stage in first)
+        names = ", ".join(_kind_of(stage) for stage in activation.stages[: max(activation.calibrated, default=-1) + 1])
         allowed = (
             f"no calibrated codec, or the activations' own, with the same keys, in front: {names or 'they have none'}"
         )
@@ -251,7 +248,7 @@ def matching_memory(activation: CodecChain, gradient: CodecChain, memory: Memory
     """
     if not (gradient.is_calibrated and memory):
         return ()
-    source = dict(zip(gradient.calibrated, activation.calibrated, strict=True))
+    source = dict(zip(gradient.calibrated, activation.calibrated, strict=False))
     return tuple(memory[source[i]] if i in source else () for i in range(len(gradient.stages)))
 
 

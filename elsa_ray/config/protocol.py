@@ -40,6 +40,9 @@ class CodecChains(Section):
     adapter: list[CodecSpec] = []
     update: list[CodecSpec] | None = None
     """Of what clients send, then the update, trained minus received. None: they send models, by ``adapter``."""
+    calibration_texts: PositiveInt | None = None
+    """How many of its own texts a client's keys and bases are made of, in a forward pass in front of its first step.
+    None: they are made of its first batch."""
 
 
 class StopConfig(Section):
@@ -108,6 +111,6 @@ class FedAvgConfig(ProtocolConfig):
     @field_validator("codec")
     @classmethod
     def _adapters_only(cls, value: CodecChains) -> CodecChains:
-        if value.activation or value.gradient:
+        if value.activation or value.gradient or value.calibration_texts is not None:
             raise ValueError("{adapter: [...]}: in fedavg only adapters travel")
         return value

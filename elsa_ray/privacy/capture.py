@@ -25,9 +25,9 @@ from elsa_ray.protocols.setting import Setting
 from elsa_ray.tasks.batches import ABSENT
 from elsa_ray.tasks.tokens import pad_batch
 from elsa_ray.training.batches import examples_of_steps
-from elsa_ray.training.cohort import ByteMeter, Cohort, Member
+from elsa_ray.training.cohort import CALIBRATION, ByteMeter, Cohort, Member
 from elsa_ray.training.memory import CutMemory
-from elsa_ray.training.messages import MAKERS, CohortMessenger, Payloads
+from elsa_ray.training.messages import MAKERS, CohortMessenger
 from elsa_ray.training.recipe import Chains, Recipe
 from elsa_ray.world.plan import WorkKey
 from elsa_ray.world.roles import Role
@@ -191,10 +191,10 @@ def _held_by_edge(
     if not member.calibrates:
         return before
     receiver = CohortMessenger(Cohort("replay", (member,), split), recipe, width, ByteMeter(), [before])
+    first = 0 if recipe.chains.calibration_texts is None else CALIBRATION
     for message in messages:
-        if message.step == 0 and message.role in MAKERS:
-            payloads: Payloads = [(*message.calibrations, message.payload)]
-            receiver.decode(message.role, 0, payloads, torch.float32, torch.device("cpu"))
+        if message.step == first and message.role in MAKERS:
+            receiver.take_calibrations(message.role, message.step, 0, message.calibrations)
     (held,) = receiver.memories
     return held
 
@@ -210,7 +210,7 @@ def _without_key_payloads(message: Message, chain: CodecChain, width: int) -> Me
 def _seen_steps(messages: Sequence[Message], held: CutMemory, recipe: Recipe) -> tuple[SeenStep, ...]:
     decoded: dict[tuple[int, Role], tuple[Tensor, Tensor | None]] = {}
     for message in messages:
-        if message.role in (Role.ACTIVATION_UP, Role.GRADIENT_UP):
+        if message.step != CALIBRATION and message.role in (Role.ACTIVATION_UP, Role.GRADIENT_UP):
             chain, context = (
                 recipe.chains.of_step(message.role),
                 recipe.context(message.work, message.role, message.step),

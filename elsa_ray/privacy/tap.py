@@ -22,7 +22,7 @@ from elsa_ray.runtime.executor import InlineExecutor, InlineWorkers
 from elsa_ray.runtime.pool import AskEdge, ClientPool, TrainedCohort
 from elsa_ray.tasks.task import Task
 from elsa_ray.training.client import EdgeCall, EdgeRequest
-from elsa_ray.training.cohort import Cohort, Member
+from elsa_ray.training.cohort import CALIBRATION, Cohort, Member
 from elsa_ray.training.memory import ClientMemory
 from elsa_ray.training.messages import Payloads
 from elsa_ray.training.recipe import Recipe
@@ -33,6 +33,7 @@ from elsa_ray.world.timeline import Timeline
 _ROLES_OF_CALL = {
     EdgeCall.FORWARD: (Role.ACTIVATION_UP, Role.ACTIVATION_DOWN),
     EdgeCall.BACKWARD: (Role.GRADIENT_UP, Role.GRADIENT_DOWN),
+    EdgeCall.CALIBRATE: (Role.ACTIVATION_UP, Role.ACTIVATION_DOWN),
 }
 
 
@@ -45,7 +46,7 @@ class Message:
         step: which.
         role: of the payload.
         calibrations: the payloads of keys and bases that went in front of it.
-        payload: the message itself.
+        payload: the message itself; empty where keys and bases travel alone.
     """
 
     work: WorkKey
@@ -69,6 +70,7 @@ class Tap:
 
     Attributes:
         num_clients: at most.
+        edge_calibrates: whether states go up with the keys and bases of a calibration's own forward pass.
         members: their work items, with the split of each.
         messages: by work item.
         plain: by work item and step, what became ``activation_up``.
@@ -76,6 +78,7 @@ class Tap:
     """
 
     num_clients: int
+    edge_calibrates: bool
     members: dict[WorkKey, tuple[Member, Split]] = field(default_factory=dict)
     messages: dict[WorkKey, list[Message]] = field(default_factory=dict)
     plain: dict[tuple[WorkKey, int], Plain] = field(default_factory=dict)
@@ -93,8 +96,9 @@ class Tap:
         """Write down the messages of a cohort's members."""
         for member, message in zip(cohort.members, payloads, strict=True):
             if message is not None and member.key in self.members:
-                *calibrations, payload = message
-                self.messages[member.key].append(Message(member.key, step, role, tuple(calibrations), payload))
+                has_states = step != CALIBRATION or (role is Role.ACTIVATION_UP and self.edge_calibrates)
+                calibrations, payload = (message[:-1], message[-1]) if has_states else (message, b"")
+                self.messages[member.key].append(Message(member.key, step, role, calibrations, payload))
 
 
 class TappedChain(CodecChain):
@@ -158,7 +162,7 @@ class TappedExecutor(InlineExecutor):
 
     def __init__(self, setting: Setting, model: TripartiteModel, recipe: Recipe, num_clients: int) -> None:
         super().__init__(setting, model, recipe)
-        self.tap = Tap(num_clients)
+        self.tap = Tap(num_clients, recipe.chains.edge_calibrates)
         self._conductor = Conductor(_TappedWorkers(setting, model, recipe, self.tap), setting.cloud)
 
     def run(self, plan: Plan, timeline: Timeline, state: ProtocolState, *, evaluate: bool) -> RoundResults:

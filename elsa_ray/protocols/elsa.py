@@ -25,7 +25,7 @@ from elsa_ray.model.split import Part, Split
 from elsa_ray.protocols.auto_split import SplitChooser
 from elsa_ray.protocols.estimates import compute_seconds, round_trips, usual_step
 from elsa_ray.protocols.frozen import edge_parts, send_new_blocks
-from elsa_ray.protocols.local_work import FP32_BYTES, adapter_bytes, local_work, upload_bytes
+from elsa_ray.protocols.local_work import FP32_BYTES, adapter_bytes, calibration_texts, local_work, upload_bytes
 from elsa_ray.protocols.probe_steps import ProbeSteps
 from elsa_ray.protocols.protocol import Protocol, ProtocolState, RoundReport, RoundResults
 from elsa_ray.protocols.recluster import is_due, new_edges
@@ -330,7 +330,10 @@ class _RoundPlan:
             **ends,
         )
         builder.depend(down, arrived)
-        last = SplitSteps(builder, setting, work, members).plan(down)
+        texts = None
+        if setting.chains.calibration_texts is not None:
+            texts = calibration_texts(setting, round_index=builder.round_index, edge_round=edge_round, clients=clients)
+        last = SplitSteps(builder, setting, work, members, texts).plan(down)
         if self._probes is not None:
             last = self._probes.answer(members, last)
         up = builder.transfers(

@@ -15,7 +15,7 @@ from elsa_ray.config.protocol import ProtocolConfig
 from elsa_ray.model.adapters import AdapterTensor
 from elsa_ray.protocols.setting import Setting
 from elsa_ray.tasks.batches import steps_of
-from elsa_ray.training.batches import batch_sizes, examples_of_steps
+from elsa_ray.training.batches import batch_sizes, calibration_examples, examples_of_steps
 from elsa_ray.training.cohort import STEP_ROLES, CalibrationSizes
 from elsa_ray.training.messages import MAKERS
 from elsa_ray.world.plan import WorkKey
@@ -96,6 +96,38 @@ def upload_bytes(setting: Setting, tensors: tuple[AdapterTensor, ...]) -> tuple[
     """Return the size of a client's adapter_up, header included, and the same numbers in fp32."""
     size = adapter_num_bytes(setting.chains.of_upload, [tensor.shape for tensor in tensors])
     return size, FP32_BYTES * sum(tensor.num_elements for tensor in tensors)
+
+
+@dataclass(frozen=True)
+class CalibrationTexts:
+    """The texts that the keys and bases of W work items are made of, in a forward pass of their own.
+
+    Attributes:
+        batch_W: texts.
+        length_W: tokens of the longest.
+        num_bytes_W: size of their states as the client sends them, header included; 0 where the edge has no need.
+    """
+
+    batch_W: npt.NDArray[np.int64]
+    length_W: npt.NDArray[np.int64]
+    num_bytes_W: npt.NDArray[np.int64]
+
+
+def calibration_texts(
+    setting: Setting, *, round_index: int, edge_round: int, clients: npt.NDArray[np.int64]
+) -> CalibrationTexts:
+    """Return what the clients' keys and bases are made of; ``setting.chains.calibration_texts`` must be given."""
+    chains, task = setting.chains, setting.task
+    assert chains.calibration_texts is not None
+    batch_W = np.minimum(chains.calibration_texts, setting.num_examples[clients])
+    length_W = task.longest_C[clients].copy()
+    for row in np.flatnonzero(task.shortest_C[clients] != length_W).tolist():
+        key = WorkKey(round_index, edge_round, int(clients[row]))
+        examples = calibration_examples(key, task.partition[key.client], chains.calibration_texts, setting.seed)
+        length_W[row] = task.train.lengths[examples].max()
+    width = setting.shape.hidden_size
+    states_W = hidden_num_bytes(chains.activation, Role.ACTIVATION_UP, batch_W, length_W, width)
+    return CalibrationTexts(batch_W, length_W, states_W if chains.edge_calibrates else np.zeros_like(batch_W))
 
 
 def calibration_sizes(setting: Setting) -> tuple[CalibrationSizes, CalibrationSizes]:

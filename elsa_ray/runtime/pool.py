@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from elsa_ray.config.protocol import ProtocolConfig
@@ -13,7 +15,7 @@ from elsa_ray.model.split import Part, Split
 from elsa_ray.model.tripartite import TripartiteModel
 from elsa_ray.runtime.failure import naming
 from elsa_ray.tasks.task import Task
-from elsa_ray.training.batches import examples_of_steps
+from elsa_ray.training.batches import calibration_examples, examples_of_steps
 from elsa_ray.training.client import ClientResult, EdgeRequest, train_clients
 from elsa_ray.training.cohort import ByteMeter, Cohort, Member
 from elsa_ray.training.cuts import logits_over_cuts
@@ -154,7 +156,15 @@ class ClientPool:
         ]
         calibrations = [memory.calibration for memory in memories]
         training = train_clients(
-            self._model, cohort, recipe, task.train, examples, received, meter, memories=calibrations
+            self._model,
+            cohort,
+            recipe,
+            task.train,
+            examples,
+            received,
+            meter,
+            memories=calibrations,
+            calibration_examples_of_members=self._calibration_examples(cohort),
         )
         try:
             request = next(training)
@@ -163,3 +173,13 @@ class ClientPool:
         except StopIteration as end:
             results: list[ClientResult] = end.value
             return results
+
+    def _calibration_examples(self, cohort: Cohort) -> list[npt.NDArray[np.int64]]:
+        """Return the examples that each member's new keys and bases are made of, where texts are set apart for it."""
+        num_texts = self._recipe.chains.calibration_texts
+        return [
+            calibration_examples(member.key, self._task.partition[member.key.client], num_texts, self._recipe.seed)
+            if num_texts is not None and member.calibrates
+            else np.zeros(0, np.int64)
+            for member in cohort.members
+        ]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from elsa_ray.config.protocol import ProtocolConfig
 from elsa_ray.tasks.batches import ABSENT, batch_plan
+from elsa_ray.tasks.seeds import numpy_generator
 from elsa_ray.tasks.tokens import TokenizedTexts, pad_batch
 from elsa_ray.world.plan import WorkKey
 
@@ -65,6 +66,21 @@ def examples_of_steps(
         client=work.client,
     )
     return np.where(plan.example_of == ABSENT, ABSENT, indices[plan.example_of])
+
+
+def calibration_examples(
+    work: WorkKey, indices: npt.NDArray[np.int64], num_texts: int, seed: int
+) -> npt.NDArray[np.int64]:
+    """Return which examples of the data set a client's keys and bases are made of: so many, or all that it has.
+
+    Args:
+        work: the work item; its rounds and client seed the draw.
+        indices: the client's examples.
+        num_texts: at most.
+        seed: the run's.
+    """
+    generator = numpy_generator(seed, "calibration", work.round_index, work.edge_round, work.client)
+    return generator.permutation(indices)[:num_texts]
 
 
 def batch_sizes(

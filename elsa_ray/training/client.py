@@ -20,7 +20,7 @@ from elsa_ray.model.split import Part
 from elsa_ray.model.tripartite import TripartiteModel
 from elsa_ray.tasks.tokens import TokenizedTexts
 from elsa_ray.training.batches import CohortBatch, cohort_batch
-from elsa_ray.training.cohort import ByteMeter, Cohort
+from elsa_ray.training.cohort import CALIBRATION, ByteMeter, Cohort
 from elsa_ray.training.loss import client_losses
 from elsa_ray.training.memory import CutMemory
 from elsa_ray.training.messages import CohortMessenger, Payloads
@@ -45,13 +45,14 @@ class EdgeCall(Enum):
     FORWARD = "forward"
     BACKWARD = "backward"
     PROBE = "probe"
+    CALIBRATE = "calibrate"
 
 
 @dataclass(frozen=True)
 class EdgeRequest:
     """The payloads of one message of all members; the edge answers with payloads of the same form.
 
-    ``step`` is a training step, or counts the pieces of the probe set.
+    ``step`` is a training step, or counts the pieces of the probe set, or is ``CALIBRATION``.
     """
 
     call: EdgeCall
@@ -85,6 +86,7 @@ def train_clients(
     adapters_of_members: Sequence[Adapters],
     meter: ByteMeter,
     memories: Sequence[CutMemory] | None = None,
+    calibration_examples_of_members: Sequence[npt.NDArray[np.int64]] = (),
 ) -> Generator[EdgeRequest, Payloads, list[ClientResult]]:
     """Train a cohort's front and back parts; yields a request to the edge twice a step and is sent its answer.
 
@@ -99,12 +101,18 @@ def train_clients(
         adapters_of_members: the tensors that each member holds (parts front and back, head).
         meter: counts what the clients encode.
         memories: the keys and bases that each member holds; nothing by default.
+        calibration_examples_of_members: for each member the examples that new keys and bases are made of, none where
+            it has no need of them; empty for nobody.
     """
     messenger = CohortMessenger(cohort, recipe, model.shape.hidden_size, meter, memories)
     parameters = stack_adapters(adapters_of_members, model.device)
     round_index = cohort.members[0].key.round_index
     optimizer = CohortOptimizer(parameters, recipe.protocol.optimizer, recipe.learning_rate(round_index))
     loss_sum_C = torch.zeros(len(cohort.members), dtype=torch.float64)
+    if any(len(examples) for examples in calibration_examples_of_members):
+        first = [examples[None, :] for examples in calibration_examples_of_members]
+        batch = cohort_batch(tokens, first, 0, recipe.pad_id)
+        yield from _calibrate(model, cohort, messenger, parameters, batch)
     for step in range(cohort.num_steps):
         batch = cohort_batch(tokens, examples_of_members, step, recipe.pad_id)
         batch = _as_members_see_it(batch, cohort, recipe)
@@ -122,6 +130,24 @@ def train_clients(
     adapters = unstack_adapters(parameters, len(cohort.members))
     each = zip(adapters, mean_loss_C, messenger.memories, answers, strict=True)
     return [ClientResult(*own) for own in each]
+
+
+def _calibrate(
+    model: TripartiteModel,
+    cohort: Cohort,
+    messenger: CohortMessenger,
+    parameters: Adapters,
+    batch: CohortBatch,
+) -> Generator[EdgeRequest, Payloads, None]:
+    """Make keys and bases of texts set apart for them: at the first cut here, at the second at the edge."""
+    with torch.no_grad():
+        held = _held(model, cohort, parameters, Part.FRONT)
+        h1_NSD = model.front(batch.ids_NS.to(model.device), batch.mask_NS.to(model.device), held, cohort.split)
+    up = messenger.encode(Role.ACTIVATION_UP, CALIBRATION, h1_NSD, batch.sizes, batch.lengths_CB)
+    down = yield EdgeRequest(EdgeCall.CALIBRATE, CALIBRATION, up)
+    for position, calibrations in enumerate(down):
+        if calibrations:
+            messenger.take_calibrations(Role.ACTIVATION_DOWN, CALIBRATION, position, calibrations)
 
 
 def _split_step(

@@ -13,6 +13,9 @@ from elsa_ray.model.split import Split
 from elsa_ray.world.plan import WorkKey
 from elsa_ray.world.roles import Role
 
+CALIBRATION = -1
+"""In place of a step: the forward pass of texts that keys and bases are made of, in front of the first step."""
+
 STEP_ROLES = (Role.ACTIVATION_UP, Role.ACTIVATION_DOWN, Role.GRADIENT_UP, Role.GRADIENT_DOWN)
 """The four messages of a split step, in order."""
 
@@ -41,6 +44,7 @@ class Member:
         planned_adapter_bytes: sizes of adapter_down and adapter_up.
         calibrates: whether its codecs are calibrated in this work item.
         planned_calibrations: role and size of each calibration that the client sends, and that the edge sends.
+        planned_calibration_states: size of the states that go up in the calibration's own forward pass; 0 for none.
     """
 
     key: WorkKey
@@ -52,6 +56,7 @@ class Member:
     planned_adapter_bytes: tuple[int, int]
     calibrates: bool = False
     planned_calibrations: tuple[CalibrationSizes, CalibrationSizes] = ((), ())
+    planned_calibration_states: int = 0
 
 
 @dataclass(frozen=True)

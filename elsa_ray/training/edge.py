@@ -13,7 +13,7 @@ from torch import Tensor
 from elsa_ray.model.adapters import Adapters
 from elsa_ray.model.tripartite import TripartiteModel
 from elsa_ray.training.client import EdgeCall, EdgeRequest, stack_adapters, unstack_adapters
-from elsa_ray.training.cohort import ByteMeter, Cohort
+from elsa_ray.training.cohort import CALIBRATION, ByteMeter, Cohort
 from elsa_ray.training.memory import CutMemory
 from elsa_ray.training.messages import CohortMessenger, Payloads
 from elsa_ray.training.optimizer import CohortOptimizer
@@ -57,6 +57,8 @@ class EdgeCohort:
             return self._forward(request.step, request.payloads)
         if request.call is EdgeCall.PROBE:
             return self._probe(request.step, request.payloads)
+        if request.call is EdgeCall.CALIBRATE:
+            return self._calibrate(request.payloads)
         return self._backward(request.step, request.payloads)
 
     def adapters(self) -> list[Adapters]:
@@ -78,7 +80,26 @@ class EdgeCohort:
         h2_NSD = model.middle(h1_NSD, mask_NS.to(model.device), self._parameters, cohort.split)
         return encode_probe_states(cohort, recipe, ordinal, h2_NSD, self._meter)
 
+    @torch.no_grad()
+    def _calibrate(self, payloads: Payloads) -> Payloads:
+        """Take the clients' keys and bases; make those of the second cut of the states that came along, if any did."""
+        if self._recipe.chains.edge_calibrates:
+            _, h2_NSD, sizes, lengths_CB = self._through_middle(CALIBRATION, payloads)
+            return self._messenger.encode(Role.ACTIVATION_DOWN, CALIBRATION, h2_NSD, sizes, lengths_CB)
+        for position, message in enumerate(payloads):
+            if message is not None:
+                self._messenger.take_calibrations(Role.ACTIVATION_UP, CALIBRATION, position, message)
+        return [None] * len(payloads)
+
     def _forward(self, step: int, payloads: Payloads) -> Payloads:
+        h1_NSD, h2_NSD, sizes, lengths_CB = self._through_middle(step, payloads)
+        self._between = (h1_NSD, h2_NSD, sizes, lengths_CB)
+        return self._messenger.encode(Role.ACTIVATION_DOWN, step, h2_NSD, sizes, lengths_CB)
+
+    def _through_middle(
+        self, step: int, payloads: Payloads
+    ) -> tuple[Tensor, Tensor, tuple[tuple[int, int], ...], Tensor]:
+        """Return the decoded states, those behind the middle blocks, each member's (B_c, S_c), and lengths [C, B]."""
         model = self._model
         h1_NSD, lengths_CB, sizes = self._messenger.decode(
             Role.ACTIVATION_UP, step, payloads, model.dtype, model.device
@@ -86,10 +107,9 @@ class EdgeCohort:
         position_S = torch.arange(h1_NSD.shape[1])
         mask_NS = position_S < lengths_CB.reshape(-1, 1)
         mask_NS[:, 0] = True
-        h1_NSD.requires_grad_()
+        h1_NSD.requires_grad_(torch.is_grad_enabled())
         h2_NSD = model.middle(h1_NSD, mask_NS.to(model.device), self._parameters, self._cohort.split)
-        self._between = (h1_NSD, h2_NSD, sizes, lengths_CB)
-        return self._messenger.encode(Role.ACTIVATION_DOWN, step, h2_NSD, sizes, lengths_CB)
+        return h1_NSD, h2_NSD, sizes, lengths_CB
 
     def _backward(self, step: int, payloads: Payloads) -> Payloads:
         assert self._between is not None, "a backward request without a forward one"

@@ -1,7 +1,8 @@
 """Between a cohort's padded tensor and its members' payloads: each member's own batch, its own padding, no more.
 
 Where a member's codecs are calibrated in this work item, the first message of each cut carries the calibration too: the
-sender makes it of the real tokens of that very message.
+sender makes it of the real tokens of that very message. Where texts are set apart for calibrations, that is the message
+of a forward pass of their own, in front of the first step.
 Shapes: C members, B texts, S tokens of the cohort; B_c, S_c of a member; D hidden width; N = C·B.
 """
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from elsa_ray.codecs.chain import CodecChain, Memory, matching_memory
 from elsa_ray.codecs.codec import CodecContext, Maker
 from elsa_ray.codecs.wire import decode_calibrations, decode_hidden, encode_calibrations, encode_hidden
-from elsa_ray.training.cohort import STEP_ROLES, ByteMeter, Cohort
+from elsa_ray.training.cohort import CALIBRATION, STEP_ROLES, ByteMeter, Cohort
 from elsa_ray.training.memory import CutMemory
 from elsa_ray.training.recipe import Recipe
 from elsa_ray.world.roles import Role
@@ -57,7 +58,11 @@ class CohortMessenger:
     def encode(
         self, role: Role, step: int, values_NSD: Tensor, sizes: Sequence[tuple[int, int]], lengths_CB: Tensor
     ) -> Payloads:
-        """Encode each member's rows of ``values_NSD``; ``sizes`` are (B_c, S_c), (0, 0) for none."""
+        """Encode each member's rows of ``values_NSD``; ``sizes`` are (B_c, S_c), (0, 0) for none.
+
+        Of the pass ``CALIBRATION`` states go up only where the edge needs them for calibrations of its own, and none
+        come back.
+        """
         values_CBSD = values_NSD.detach().reshape(len(sizes), -1, *values_NSD.shape[1:])
         return [
             self._encode_member(role, step, position, values_CBSD[position, :batch, :length], lengths_CB[position])
@@ -75,9 +80,15 @@ class CohortMessenger:
         calibrations: list[bytes] = []
         if self._calibrates(role, step, position):
             calibrations = self._calibrate(role, position, own_BSD, lengths_B, context)
+        if step == CALIBRATION and not (role is Role.ACTIVATION_UP and self._recipe.chains.edge_calibrates):
+            return tuple(calibrations)
         sent_lengths = lengths_B if role is Role.ACTIVATION_UP else None
         payload = encode_hidden(chain, role, own_BSD, context, sent_lengths, self._memory(role, position))
-        planned = int(member.planned_step_bytes[step, STEP_ROLES.index(role)])
+        planned = (
+            member.planned_calibration_states
+            if step == CALIBRATION
+            else int(member.planned_step_bytes[step, STEP_ROLES.index(role)])
+        )
         self._meter.charge(role, payload, planned, exact=chain.size_is_exact, who=f"{member.key} step {step}")
         return (*calibrations, payload)
 
@@ -116,10 +127,16 @@ class CohortMessenger:
         context = self._recipe.context(member.key, role, step)
         *calibrations, payload = message
         if self._calibrates(role, step, position):
-            held = self.memories[position].second if role is Role.ACTIVATION_DOWN else ()
-            memory = decode_calibrations(chain, calibrations, held, self._width, MAKERS[role], context)
-            self._remember(role, position, memory)
+            self.take_calibrations(role, step, position, calibrations)
         return decode_hidden(chain, role, payload, context, self._memory(role, position))
+
+    def take_calibrations(self, role: Role, step: int, position: int, calibrations: Sequence[bytes]) -> None:
+        """Remember the keys and bases that have come from the other end, in front of the first message of a cut."""
+        chain = self._recipe.chains.of_step(role)
+        context = self._recipe.context(self._cohort.members[position].key, role, step)
+        held = self.memories[position].second if role is Role.ACTIVATION_DOWN else ()
+        memory = decode_calibrations(chain, calibrations, held, self._width, MAKERS[role], context)
+        self._remember(role, position, memory)
 
     def through_codec(
         self,
@@ -154,7 +171,8 @@ class CohortMessenger:
         return result_CBSD.reshape(gradient_NSD.shape)
 
     def _calibrates(self, role: Role, step: int, position: int) -> bool:
-        is_first_message = step == 0 and role in MAKERS
+        first = 0 if self._recipe.chains.calibration_texts is None else CALIBRATION
+        is_first_message = step == first and role in MAKERS
         return is_first_message and self._cohort.members[position].calibrates
 
     def _calibrate(

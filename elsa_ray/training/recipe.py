@@ -10,7 +10,7 @@ from torch import Tensor
 
 from elsa_ray.clustering.fingerprints import FingerprintFrame
 from elsa_ray.codecs.chain import CodecChain, Memory
-from elsa_ray.codecs.codec import CodecContext
+from elsa_ray.codecs.codec import CodecContext, Maker
 from elsa_ray.codecs.wire import adapter_memories_after, decode_adapters, encode_adapters
 from elsa_ray.config.misbehaviour import Misbehaviour
 from elsa_ray.config.protocol import ProtocolConfig
@@ -28,12 +28,14 @@ class Chains:
         activation, gradient: of the step messages.
         adapter: of models as they are.
         update: of what clients send, which is then trained minus received; None: they send models, by ``adapter``.
+        calibration_texts: of a client, of which its keys and bases are made; None for those of its first batch.
     """
 
     activation: CodecChain
     gradient: CodecChain
     adapter: CodecChain
     update: CodecChain | None = None
+    calibration_texts: int | None = None
 
     def of_step(self, role: Role) -> CodecChain:
         """Return the chain of a message of a split step."""
@@ -49,6 +51,12 @@ class Chains:
         """Global rounds from one calibration to the next, for all codecs of the chain; None if none has one."""
         stages = [self.activation.stages[position] for position in self.activation.calibrated]
         return min((stage.calibration.refresh_rounds for stage in stages if stage.calibration), default=None)
+
+    @property
+    def edge_calibrates(self) -> bool:
+        """Whether the edge makes calibrations of its own, for the second cut."""
+        stages = [self.activation.stages[position] for position in self.activation.calibrated]
+        return any(stage.calibration.maker is Maker.SENDER for stage in stages if stage.calibration)
 
     @property
     def remembers(self) -> bool:

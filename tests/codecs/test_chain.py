@@ -72,6 +72,8 @@ def test_a_memory_of_another_chain_is_an_error() -> None:
         ([SKETCH], [INT8]),
         ([SUBSPACE, BITS], [ROWS, INT8]),
         ([SUBSPACE, BITS], [SUBSPACE, BITS]),
+        ([SUBSPACE, BITS], [SUBSPACE, ROWS, INT8]),
+        ([SSOP, SUBSPACE], [SSOP]),
     ],
     ids=lambda specs: name_of(specs),
 )
@@ -84,7 +86,6 @@ def test_a_gradient_chain_matches_that_starts_alike_or_has_no_calibrated_stage(
 @pytest.mark.parametrize(
     ("activation", "gradient"),
     [
-        ([SSOP, SUBSPACE], [SSOP]),
         ([SSOP], [SSOP, SUBSPACE]),
         ([SSOP, SUBSPACE], [SUBSPACE, SSOP]),
         ([SUBSPACE], [{**SUBSPACE, "rank": 4}]),
@@ -94,7 +95,7 @@ def test_a_gradient_chain_matches_that_starts_alike_or_has_no_calibrated_stage(
         ([SSOP], [SKETCH, SSOP]),
         ([OWN_KEY], []),
         ([OWN_KEY], [SKETCH]),
-        ([SUBSPACE, BITS], [SUBSPACE, INT8]),
+        ([SUBSPACE, OWN_KEY], [SUBSPACE]),
         ([SUBSPACE, BITS], [ROWS, SUBSPACE, BITS]),
     ],
     ids=lambda specs: name_of(specs),
@@ -113,4 +114,6 @@ def test_gradients_have_the_calibrations_of_the_activations_stage_by_stage() -> 
     assert found[1] is memory[1]
     assert found[2] == ()
     assert matching_memory(activation, build(INT8), memory) == ()
+    only_the_first = matching_memory(activation, build(SSOP, INT8), memory)
+    assert only_the_first[0] is memory[0] and only_the_first[1:] == ((),)
     assert matching_memory(activation, gradient, ()) == ()

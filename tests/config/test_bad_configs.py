@@ -128,6 +128,8 @@ REFUSED_BY_THE_CONFIG: Rows = [
         ["protocol.codec: found", "in fedavg only adapters travel"],
     ),
     ({"protocol": {"name": "fedavg", "codec": [INT8]}}, ["protocol.codec: found"]),
+    ({"protocol": {"codec": {"calibration_texts": 0}}}, ["protocol.codec.calibration_texts: found 0"]),
+    ({"protocol": {"name": "fedavg", "codec": {"calibration_texts": 8}}}, ["in fedavg only adapters travel"]),
     # units
     ({"topology": {"access_up": "20 Mbit"}}, ["topology.access_up: found 20 Mbit", "such as '20 Mbit/s'", "Mbit/s,"]),
     ({"topology": {"access_latency": "15 mss"}}, ["topology.access_latency: found 15 mss", "units: s, ms,"]),
@@ -230,6 +232,10 @@ REFUSED_BY_THE_PARTS: Rows = [
     (
         {"protocol": {"codec": [{"kind": "int9"}]}},
         ["protocol.codec.activation.0.kind: found int9; allowed: bits, cast,", "int4, int8,", "did you mean int8?"],
+    ),
+    (
+        {"protocol": {"codec": {"activation": [INT8], "calibration_texts": 8}}},
+        ["protocol.codec.calibration_texts: found 8; allowed: a codec in activation that needs them"],
     ),
     ({"protocol": {"codec": {"adapter": [{"kind": "cats"}]}}}, ["protocol.codec.adapter.0.kind", "did you mean cast?"]),
     (

@@ -8,18 +8,21 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from elsa_ray.codecs.chain import CodecChain, Memory
 from elsa_ray.codecs.codec import CodecContext, Maker
+from elsa_ray.codecs.wire import hidden_num_bytes
+from elsa_ray.model.cost import step_flops
 from elsa_ray.model.split import Part, Split
 from elsa_ray.protocols.auto_split import SplitChooser
 from elsa_ray.protocols.protocol import RoundResults
-from elsa_ray.training.batches import examples_of_steps
+from elsa_ray.training.batches import calibration_examples, examples_of_steps
 from elsa_ray.training.memory import Memories
-from elsa_ray.world.plan import WorkKey
+from elsa_ray.world.plan import ActivityKind, WorkKey
 from elsa_ray.world.roles import Role
 from tests.helpers import PAD, own_batch, relative_difference, run_config, run_inline, write_texts
 from tests.stepwise import Stepwise, planted_rows
@@ -142,6 +145,60 @@ def test_a_basis_is_made_of_the_real_tokens_of_the_first_batch(
             torch.testing.assert_close(at_first, expected_TD, rtol=0, atol=1e-9)
             assert len(at_second) == int(mask_BS.sum())
         assert padding > 0, "there was padding to leave out"
+
+
+@pytest.mark.parametrize("num_texts", [5, 1000])
+def test_a_basis_may_be_made_of_texts_set_apart_for_it(
+    dataset: dict[str, str], monkeypatch: pytest.MonkeyPatch, num_texts: int
+) -> None:
+    """They pass once, without learning; the plan has just the forward computations and states that this takes."""
+    made: dict[tuple[int, frozenset[Maker]], list[Tensor]] = {}
+    real = CodecChain.calibrate
+
+    def watched(self: CodecChain, x_TD: Tensor, context: CodecContext, *arguments: Any) -> Memory:
+        made.setdefault((context.client, arguments[-1]), []).append(x_TD.clone())
+        return real(self, x_TD, context, *arguments)
+
+    monkeypatch.setattr(CodecChain, "calibrate", watched)
+    codec = {"activation": [SSOP, SUBSPACE], "gradient": [SSOP, SUBSPACE], "calibration_texts": num_texts}
+    with Stepwise(run_config(dataset, protocol={"codec": codec, "rounds": 9, "local_steps": 2})) as run:
+        finished = run.round()
+        setting, model, plan = run.prepared.setting, run.model, finished.plan
+        tokens, split = setting.task.train, Split(1, 2, 1)
+        flops = step_flops(setting.shape, setting.layout, split)
+        own = {tensor.name: run.first_adapters[tensor.name][None] for tensor in setting.layout.part(split, Part.FRONT)}
+        width = setting.shape.hidden_size
+        for client, indices in enumerate(setting.task.partition):
+            chosen = calibration_examples(WorkKey(0, 0, client), indices, num_texts, setting.seed)
+            assert len(chosen) == min(num_texts, len(indices)) == len({*chosen}) and {*chosen} <= {*indices}
+            ids_BS, mask_BS, _ = own_batch(tokens, chosen)
+            ids_BS = torch.where(ids_BS == PAD, setting.task.backbone.config.pad_token_id, ids_BS)
+            (at_first,) = made[client, frozenset({Maker.CLIENT, Maker.SENDER})]
+            (at_second,) = made[client, frozenset({Maker.SENDER})]
+            torch.testing.assert_close(at_first, model.front(ids_BS, mask_BS, own, split)[mask_BS], rtol=0, atol=1e-9)
+            assert len(at_second) == int(mask_BS.sum())
+            rows = plan.activities
+            passed = (rows.client == client) & (rows.step == -1)
+            computed = passed & (rows.kind == ActivityKind.COMPUTE)
+            shape = len(chosen), int(mask_BS.sum(dim=1).max())
+            expected = [flops.front_forward.total(*shape), flops.middle_forward.total(*shape)]
+            assert rows.flops[computed].tolist() == expected
+            sent = [(int(rows.label[row]), int(rows.num_bytes[row])) for row in np.flatnonzero(passed & ~computed)]
+            states = hidden_num_bytes(setting.chains.activation, Role.ACTIVATION_UP, *shape, width)
+            assert sent.count((int(Role.ACTIVATION_UP), int(states))) == 1
+            assert [label for label, _ in sent].count(int(Role.BASIS)) == 2
+    first, later = finished.state.memories[0], finished.results.encoded_bytes
+    assert same(first.client.calibration.second, first.edge.second)
+    assert later["basis"] > 0 and later["key"] > 0
+
+
+def test_a_key_alone_needs_no_states_at_the_edge(dataset: dict[str, str]) -> None:
+    codec = {"activation": [SSOP], "gradient": [SSOP], "calibration_texts": 5}
+    with Stepwise(run_config(dataset, protocol={"codec": codec, "rounds": 2, "local_steps": 1})) as run:
+        rows = run.round().plan.activities
+    passed = rows.step == -1
+    assert not (passed & (rows.kind == ActivityKind.TRANSFER) & (rows.label == Role.ACTIVATION_UP)).any()
+    assert (passed & (rows.kind == ActivityKind.COMPUTE)).sum() == 6
 
 
 def test_a_calibration_serves_its_rounds_also_when_its_client_sits_some_of_them_out(dataset: dict[str, str]) -> None:

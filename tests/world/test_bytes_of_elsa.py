@@ -34,6 +34,15 @@ RUNS: dict[str, tuple[dict[str, dict[str, Any]], set[str]]] = {
         {"protocol": {"codec": [SSOP, {**SUBSPACE, "refresh_rounds": 2}, {"kind": "int8"}], "edge_rounds": 2}},
         {"key", "basis"},
     ),
+    "texts for calibrations": (
+        {
+            "protocol": {
+                "codec": {"calibration_texts": 6, "activation": [SUBSPACE], "gradient": [SUBSPACE, {"kind": "int4"}]},
+                "edge_rounds": 2,
+            }
+        },
+        {"basis"},
+    ),
     "updates with feedback": (
         {"protocol": {"codec": {"update": [{"kind": "residual", "codec": [{"kind": "topk", "share": 0.2}]}]}}},
         set(),
