@@ -18,7 +18,7 @@ Floats = npt.NDArray[np.float64]
 LEAST_PROBABILITY = 1e-4
 """Below it, how improbable a model finds a class is not compared."""
 USUAL_TIMES = 3.0
-"""A change so many times larger than the median one counts as less alike, in proportion."""
+"""A change so many times smaller than the median one counts as less alike, in proportion."""
 
 
 def features_of_answers(answers_NQC: npt.NDArray[np.floating]) -> Floats:
@@ -33,7 +33,10 @@ def features_of_answers(answers_NQC: npt.NDArray[np.floating]) -> Floats:
 
 
 def agreement_of_changes(before_NF: Floats, after_NF: Floats, weights_N: Floats) -> Floats:
-    """Return (1 + cosine(own change, the others')) / 2, in [0, 1], less for changes that are far too large.
+    """Return (1 + cosine(own change, the others')) / 2, in [0, 1], less for changes that are far too small.
+
+    Noise of an update's size hardly moves what a model answers. A change that is far too large says nothing: of honest
+    clients with unlike data some move the answers ten times as far as others; the size of the update itself is judged.
 
     The others' change is the weighted mean direction of the half that is nearest to the median direction: a mean of all
     would follow whoever moves far, bad clients too. A model that is not finite agrees with nobody; one that has not
@@ -65,10 +68,13 @@ def agreement_of_changes(before_NF: Floats, after_NF: Floats, weights_N: Floats)
 
 
 def _moderation(length_N: Floats) -> Floats:
-    """Return 1 for changes of usual size, and less for those that are far larger than the median one."""
+    """Return 1 for changes of usual size, and less for those that are far smaller than the median one.
+
+    A model that has not moved at all is left as it is: it is neither for nor against.
+    """
     moved_N = length_N > 0
-    most = USUAL_TIMES * float(np.median(length_N[moved_N])) if moved_N.any() else 0.0
-    return np.where(moved_N, np.minimum(1.0, most / np.where(moved_N, length_N, 1.0)), 1.0)
+    least = float(np.median(length_N[moved_N])) / USUAL_TIMES if moved_N.any() else 0.0
+    return np.where(moved_N, np.minimum(1.0, length_N / least if least > 0 else 1.0), 1.0)
 
 
 def _cosine(vectors_NF: Floats, others_NF: Floats) -> Floats:

@@ -39,6 +39,8 @@ SIGMA_OF_MAD = 1.4826
 """Standard deviation of a normal distribution in units of its median absolute deviation."""
 LEAST_GAP = 0.05
 """An agreement this close to the median is never an outlier, even where most agree exactly (MAD 0); ours."""
+AGAINST = 0.5
+"""Below it, a client pulls against the others; above it, an agreement of changes is never an outlier."""
 LEAST_JURY = 3
 """In a cluster of fewer nobody is excluded: of two that differ, none can tell who is wrong."""
 
@@ -111,6 +113,7 @@ def judge(
     states: Sequence[TrustState],
     round_index: int,
     config: TrustConfig,
+    sizes_N: Floats | None = None,
 ) -> Judgement:
     """Judge the members of one cluster that are present, by their agreement in this round.
 
@@ -123,6 +126,7 @@ def judge(
         states: their standings so far, in the order of ``clients_N``.
         round_index: the global round.
         config: the ``trust`` section.
+        sizes_N: of each client's update, the norm; one that is not finite is not compared. None where nobody knows.
     """
     agreement_N = np.where(np.isfinite(agreement_N), agreement_N, 0.0)
     events: list[list[TrustEvent]] = [[] for _ in states]
@@ -136,6 +140,8 @@ def judge(
 
     excluded_N = np.array([state.is_excluded(round_index) for state in standing], bool)
     charges = _charges(agreement_N, standing, excluded_N, config)
+    if sizes_N is not None:
+        charges |= _charges_of_size(sizes_N, excluded_N, config)
     for n in _kept(standing, excluded_N, charges):
         reason = charges.pop(n, f"excluded until round {standing[n].excluded_until_round}")
         events[n].append(TrustEvent(int(clients_N[n]), Decision.KEPT, reason))
@@ -172,6 +178,8 @@ def _charges(
     median = float(np.median(agreement_N[jury]))
     mad = float(np.median(np.abs(agreement_N[jury] - median)))
     least = median - max(config.mad * SIGMA_OF_MAD * mad, LEAST_GAP)
+    if config.compares_changes:
+        least = min(least, AGAINST)
     charges = {}
     for n in jury.tolist():
         if standing[n].score < config.threshold:
@@ -179,6 +187,20 @@ def _charges(
         elif agreement_N[n] < least:
             charges[n] = f"agreement {agreement_N[n]:.3f} < {least:.3f} (median {median:.3f}, MAD {mad:.3f})"
     return charges
+
+
+def _charges_of_size(sizes_N: Floats, excluded_N: Bools, config: TrustConfig) -> dict[int, str]:
+    """Return why which positions are to be excluded for the size of their updates, which says nothing of direction."""
+    jury = np.flatnonzero(~excluded_N & np.isfinite(sizes_N))
+    if len(jury) < LEAST_JURY:
+        return {}
+    median = float(np.median(sizes_N[jury]))
+    most = config.max_size * median
+    return {
+        n: f"update {sizes_N[n]:.3g} > {most:.3g} ({config.max_size:g} times the median)"
+        for n in jury.tolist()
+        if sizes_N[n] > most > 0
+    }
 
 
 def _kept(standing: Sequence[TrustState], excluded_N: Bools, charges: dict[int, str]) -> list[int]:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from elsa_ray.aggregation.weighted import is_finite, weighted_mean
+from elsa_ray.aggregation.weighted import distance, is_finite, weighted_mean
 from elsa_ray.clustering.trust import TrustEvent, TrustState
 from elsa_ray.codecs.codec import CodecContext
 from elsa_ray.codecs.wire import encode_frozen
@@ -182,9 +182,10 @@ class ModelHost:
                 self._evidence[member.key] = silenced(own) if member.key in self._failed else own
             return
         compares_changes = inquiry.trust is not None and inquiry.trust.compares_changes
-        for member, answers in zip(cohort.members, self._answers(wholes), strict=True):
+        for member, whole, answers in zip(cohort.members, wholes, self._answers(wholes), strict=True):
             before = self._answers_of_version(member.version) if compares_changes else None
-            self._evidence[member.key] = evidence_of(answers, recipe, before)
+            update_norm = distance(whole, self._versions[member.version])
+            self._evidence[member.key] = evidence_of(answers, recipe, before, update_norm)
 
     def _answers(self, wholes: Sequence[Adapters]) -> list[ProbeAnswers]:
         """Run the probes through whole models."""

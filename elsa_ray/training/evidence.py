@@ -47,15 +47,19 @@ class Evidence:
         fingerprint_P: for clustering: moments in the common basis, or all states.
         answers_QK: for trust: probabilities of the classes, or, for causal_lm, states (K = D).
         before_QK: the same of the model that training started from, where changes are compared.
+        update_norm: of all that training has changed, where an edge has looked at it.
     """
 
     fingerprint_P: npt.NDArray[np.float32] | None
     answers_QK: npt.NDArray[np.float32] | None
     before_QK: npt.NDArray[np.float32] | None = None
+    update_norm: float | None = None
 
 
-def evidence_of(answers: ProbeAnswers, recipe: Recipe, before: ProbeAnswers | None = None) -> Evidence:
-    """Return what is kept of a model's answers, and of those of the model that it was trained from."""
+def evidence_of(
+    answers: ProbeAnswers, recipe: Recipe, before: ProbeAnswers | None = None, update_norm: float | None = None
+) -> Evidence:
+    """Return what is kept of a model's answers, of those of the model that it was trained from, and of the update."""
     inquiry, row = recipe.inquiry, None
     assert inquiry is not None
     if recipe.frame is not None:
@@ -63,7 +67,7 @@ def evidence_of(answers: ProbeAnswers, recipe: Recipe, before: ProbeAnswers | No
     elif inquiry.clustering is not None:
         row = answers.states_QD.reshape(-1)
     judged = answers.comparable if inquiry.trust is not None else None
-    return Evidence(row, judged, before.comparable if before is not None else None)
+    return Evidence(row, judged, before.comparable if before is not None else None, update_norm)
 
 
 def told_evidence(spec: Misbehaviour | None, evidence: Evidence, key: WorkKey, recipe: Recipe) -> Evidence:
@@ -99,7 +103,7 @@ def decode_report(payload: bytes, inquiry: Inquiry, width: int, context: CodecCo
 
 
 def silenced(evidence: Evidence) -> Evidence:
-    """Return evidence of the same shapes without a number in it: it agrees with nobody, and nobody hears it."""
+    """Return a report of the same shapes without a number in it: it agrees with nobody, and nobody hears it."""
     parts = (evidence.fingerprint_P, evidence.answers_QK, evidence.before_QK)
     return Evidence(*(None if part is None else np.full_like(part, np.nan) for part in parts))
 
@@ -124,7 +128,9 @@ def judge_members(
     before = [states.get(client, TrustState()) for client in clients]
     scores_N = np.array([0.0 if state.is_excluded(round_index) else state.score for state in before])
     agreement_N = _agreement(evidence, scores_N, inquiry)
-    return judge(agreement_N, clients, before, round_index, inquiry.trust)
+    sizes = [own.update_norm for own in evidence if own.update_norm is not None]
+    sizes_N = np.array(sizes) if sizes else None
+    return judge(agreement_N, clients, before, round_index, inquiry.trust, sizes_N)
 
 
 def stricter(first: TrustState, second: TrustState) -> TrustState:

@@ -18,7 +18,8 @@ from elsa_ray.config.clustering import TrustConfig
 
 from .groups import honest_answers, softmax
 
-CONFIG = TrustConfig()
+CONFIG = TrustConfig(compare="answers")
+BY_CHANGES = TrustConfig(compare="changes")
 NEW = TrustState()
 
 
@@ -62,6 +63,25 @@ def test_the_cut_is_so_many_robust_deviations_below_the_median() -> None:
 def test_where_most_agree_exactly_a_small_difference_is_no_outlier() -> None:
     assert judged([0.9, 0.9, 0.9, 0.9, 0.86]).events == ()
     assert decisions(judged([0.9, 0.9, 0.9, 0.9, 0.84])) == [(104, "excluded")]
+
+
+def test_by_changes_only_who_pulls_against_the_others_is_an_outlier() -> None:
+    tight = [0.95, 0.94, 0.96, 0.95]
+    for own, expected in ((0.51, []), (0.49, [(4, "excluded")])):
+        judgement = judge(np.array([*tight, own]), range(5), [NEW] * 5, 0, BY_CHANGES)
+        assert decisions(judgement) == expected
+
+
+def test_an_update_many_times_the_median_one_is_excluded_whatever_its_direction() -> None:
+    agreement, sizes = np.full(5, 0.9), np.array([1.0, 2.0, 1.5, 7.4, 7.6])
+    (event,) = judge(agreement, range(5), [NEW] * 5, 0, BY_CHANGES, np.array([1.0, 1.5, 1.2, 7.4, 7.6])).events
+    assert (event.client, event.decision) == (4, Decision.EXCLUDED)
+    assert event.reason == "update 7.6 > 7.5 (5 times the median)"
+    assert judge(agreement, range(5), [NEW] * 5, 0, BY_CHANGES, sizes).events == (), "the median is 2"
+    broken = judge(np.array([0.9, 0.9, 0.9, np.nan]), range(4), [NEW] * 4, 0, BY_CHANGES, np.array([1, 1, 1, np.nan]))
+    assert [event.client for event in broken.events] == [3], "for its agreement"
+    nobody_moved = judge(agreement, range(5), [NEW] * 5, 0, BY_CHANGES, np.array([0.0, 0, 0, 0, 1]))
+    assert nobody_moved.events == ()
 
 
 def test_a_low_score_excludes_even_in_a_cluster_of_wide_spread() -> None:
