@@ -18,6 +18,9 @@ from elsa_ray.codecs.subspaces import finite_rows, leading_directions, with_colu
 from elsa_ray.config.section import Section
 from elsa_ray.world.roles import Role
 
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "int8": torch.int8}
+_MOST_STEPS = 127
+
 
 class Subspace(Codec):
     """Encode c = (h - m) U; decode m + c Uᵀ, plus a count sketch of the rest h - m - c Uᵀ where asked for.
@@ -45,8 +48,8 @@ class Subspace(Codec):
         """Z of the rest's sketch."""
         seed: int = Field(default=0, ge=0)
         """Of the rest's sketch."""
-        basis_dtype: Literal["fp32", "fp16"] = "fp16"
-        """How U and m travel and are used."""
+        basis_dtype: Literal["fp32", "fp16", "int8"] = "fp16"
+        """How U and m travel and are used. ``int8``: each column of U in 127 steps of a scale of its own, m in fp16."""
         refresh_rounds: int = Field(default=1, ge=1)
         """Global rounds that a basis serves."""
         backward: Literal["straight_through", "exact"] = "straight_through"
@@ -71,20 +74,23 @@ class Subspace(Codec):
         return min(self.config.rank, width) + (self._rest.width_out(width) if self._rest else 0)
 
     def calibration_layout(self, width: int) -> tuple[tuple[torch.dtype, tuple[int, ...]], ...]:
-        """U [D, R], and m [D] if there is one."""
-        dtype = {"fp32": torch.float32, "fp16": torch.float16}[self.config.basis_dtype]
-        basis = (dtype, (width, min(self.config.rank, width)))
-        return (basis, (dtype, (width,))) if self.config.mean else (basis,)
+        """U [D, R], its columns' scales [R] for int8, and m [D] if there is one."""
+        dtype, rank = _DTYPES[self.config.basis_dtype], min(self.config.rank, width)
+        float_dtype = torch.float16 if dtype is torch.int8 else dtype
+        scales = ((float_dtype, (rank,)),) if dtype is torch.int8 else ()
+        mean = ((float_dtype, (width,)),) if self.config.mean else ()
+        return ((dtype, (width, rank)), *scales, *mean)
 
     def calibrate(self, x_TD: Tensor, context: CodecContext) -> Tensors:
-        """Return U, with zero columns where the rows have fewer directions, and m."""
+        """Return U, with zero columns where the rows have fewer directions, its scales if it has some, and m."""
         rows_TD = finite_rows(x_TD)
         width = rows_TD.shape[1]
         mean_D = rows_TD.mean(dim=0) if self.config.mean and len(rows_TD) else rows_TD.new_zeros(width)
         rank = min(self.config.rank, width)
         directions_DR, _ = leading_directions(rows_TD - mean_D, rank)
         basis_DR = with_columns(directions_DR, rank)
-        return (basis_DR, mean_D) if self.config.mean else (basis_DR,)
+        basis = in_steps(basis_DR) if _DTYPES[self.config.basis_dtype] is torch.int8 else (basis_DR,)
+        return (*basis, mean_D) if self.config.mean else basis
 
     def encode(self, x_TD: Tensor, context: CodecContext) -> Rows:
         """Return coordinates, and behind them the sketch of the rest."""
@@ -110,4 +116,16 @@ class Subspace(Codec):
         if not context.memory:
             raise ValueError(f"no basis for {context.role or 'a message'}: a subspace codec works at both ends by one")
         basis_DR, *mean = (tensor.to(like_TD) for tensor in context.memory)
+        if _DTYPES[self.config.basis_dtype] is torch.int8:
+            scale_R, *mean = mean
+            basis_DR = basis_DR * scale_R
         return basis_DR, mean[0] if mean and not context.is_gradient else basis_DR.new_zeros(len(basis_DR))
+
+
+def in_steps(basis_DR: Tensor) -> tuple[Tensor, Tensor]:
+    """Return integers of -127 to 127 [D, R] and scales [R], as fp16 has them, whose product is nearly the basis."""
+    # Rounded up, so that the largest number of a column needs no more than all steps.
+    scale_R = (basis_DR.abs().amax(dim=0) / _MOST_STEPS * (1 + 2**-10)).to(torch.float16)
+    exact_R = scale_R.to(basis_DR)
+    steps_DR = (basis_DR / torch.where(exact_R > 0, exact_R, 1)).round()
+    return steps_DR.to(torch.int8), scale_R

@@ -74,6 +74,18 @@ def test_a_basis_in_fp16_costs_half_and_errs_by_its_rounding() -> None:
     assert 1e-6 < float(error) < 3e-3
 
 
+def test_a_basis_in_int8_costs_a_quarter_and_errs_by_its_steps() -> None:
+    x = low_rank_rows(6)
+    of = build(spec(basis_dtype="int8"), wire_dtype="fp64")
+    (memory,) = calibrated(of, x)
+    assert [tensor.element_size() * tensor.numel() for tensor in memory] == [WIDTH * 6, 2 * 6, 2 * WIDTH]
+    error = (received(x, basis_dtype="int8") - x).norm() / (x - x.mean(dim=0)).norm()
+    assert 1e-4 < float(error) < 2e-2
+    assert int(memory[0].abs().amax()) <= 127
+    nothing = torch.zeros(4, WIDTH)
+    assert torch.equal(received(nothing, basis_dtype="int8"), nothing.double())
+
+
 @pytest.mark.parametrize("mean", [True, False])
 def test_a_gradient_is_projected_and_no_mean_is_taken_of_it(mean: bool) -> None:
     of = build(spec(mean=mean), wire_dtype="fp64")

@@ -35,6 +35,7 @@ SUBSPACES: list[Spec] = [
     {"kind": "subspace", "rank": 6, "backward": "exact", "basis_dtype": "fp32"},
     {"kind": "subspace", "rank": 4, "rest": "sketch", "rows": 2, "buckets": 5, "backward": "exact"},
     {"kind": "subspace", "rank": 4, "rest": "sketch", "mean": False},
+    {"kind": "subspace", "rank": 6, "basis_dtype": "int8"},
 ]
 BITS: list[Spec] = [
     {"kind": "bits", "bits_per_row": 43},
