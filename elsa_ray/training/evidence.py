@@ -104,8 +104,9 @@ def decode_report(payload: bytes, inquiry: Inquiry, width: int, context: CodecCo
 
 def silenced(evidence: Evidence) -> Evidence:
     """Return a report of the same shapes without a number in it: it agrees with nobody, and nobody hears it."""
-    parts = (evidence.fingerprint_P, evidence.answers_QK, evidence.before_QK)
-    return Evidence(*(None if part is None else np.full_like(part, np.nan) for part in parts))
+    parts = (evidence.fingerprint_P, evidence.answers_QK)
+    fingerprint_P, answers_QK = (None if part is None else np.full_like(part, np.nan) for part in parts)
+    return Evidence(fingerprint_P, answers_QK)
 
 
 def judge_members(
