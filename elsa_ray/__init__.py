@@ -16,9 +16,10 @@ _PUBLIC = {
     "compare": "elsa_ray.api",
     "network": "elsa_ray",
     "plan": "elsa_ray.api",
+    "resume": "elsa_ray.api",
     "run": "elsa_ray.api",
 }
-__all__ = ["InputError", "Run", "compare", "network", "plan", "run"]
+__all__ = ["InputError", "Run", "compare", "network", "plan", "resume", "run"]
 
 
 def __getattr__(name: str) -> Any:

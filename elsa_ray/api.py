@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,21 +13,31 @@ from typing import Any
 
 from rich.console import Console
 
+from elsa_ray.config.errors import InputError
 from elsa_ray.config.experiment import ExperimentConfig
 from elsa_ray.config.load import load_config, make_config
 from elsa_ray.experiment import rounds
 from elsa_ray.model.adapters import Adapters
 from elsa_ray.prepare import PRECISIONS, Prepared, load_backbone, make_recipe, make_tripartite, prepare, with_frame
-from elsa_ray.protocols.protocol import ProtocolState
 from elsa_ray.records.adapter import export_adapter
 from elsa_ray.records.compare import compare_runs
-from elsa_ray.records.folder import RunFolder
+from elsa_ray.records.folder import CONFIG, RunFolder, has_records, kept_for_one
 from elsa_ray.records.log import logged_to
 from elsa_ray.records.progress import RunProgress, print_start, print_summary
+from elsa_ray.records.reading import EARLY_ENDS, read_run
 from elsa_ray.records.report import write_report
 from elsa_ray.records.summary import make_summary
+from elsa_ray.runtime.checkpoints import (
+    Checkpoint,
+    Checkpoints,
+    StoredCheckpoint,
+    checkpoint_numbers,
+    read_checkpoint,
+)
 from elsa_ray.runtime.executor import Executor, InlineExecutor, NoExecutor
+from elsa_ray.runtime.forms import WrongDataError
 from elsa_ray.runtime.hardware import describe_hardware
+from elsa_ray.runtime.provenance import Provenance, check_same_data, check_unchanged, provenance_of
 from elsa_ray.signals import sigterm_kept
 
 _LOGGER = logging.getLogger("elsa_ray")
@@ -73,8 +84,73 @@ def run(
     console = console or Console(quiet=True)
     with console.status("preparing data, network and plan"):
         prepared = prepare(_read(config, overrides))
-    with RunFolder.create(out, prepared.config) as folder, logged_to(folder.path / "run.log"):
-        return _Recorder(prepared, folder, console).record(address)
+    provenance = provenance_of(prepared.config)
+    with RunFolder.create(out, prepared.config) as folder, kept_for_one(folder.path):
+        return _Recorder(prepared, provenance, folder, console).record(address)
+
+
+def resume(
+    run: str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    address: str | None = None,
+    console: Console | None = None,
+) -> Run:
+    """Go on with a run that was interrupted, has failed or was killed, from its last checkpoint.
+
+    Its records and adapters become those that it would have had without the interruption, wall-clock figures excepted.
+    Of a run that has finished, its summary is returned, without adapters, and nothing is done.
+
+    Args:
+        run: its folder.
+        overrides: ``runtime.b=c`` texts; nothing else can be changed.
+        address: of a running Ray cluster.
+        console: where progress is shown; None shows nothing.
+
+    Raises:
+        InputError: there is no run or no checkpoint; something has changed that the run rests on, or is overridden; or
+            the run is at work.
+        WorkerError: a worker failed; all finished rounds are kept in the folder.
+    """
+    console = console or Console(quiet=True)
+    record = read_run(run)
+    if record.summary is not None and record.summary["stop_reason"] not in EARLY_ENDS:
+        reason, num_rounds = record.summary["stop_reason"], record.summary["rounds_completed"]
+        text = f"{record.path} has finished already, by {reason}, after {num_rounds} rounds"
+        console.print(text, soft_wrap=True, markup=False, highlight=False)
+        return Run(record.path.resolve(), record.summary, None)
+    with kept_for_one(record.path):
+        config = load_config(record.path / CONFIG, overrides)
+        stored = _last_checkpoint(record.path, console)
+        provenance = provenance_of(config)
+        check_unchanged(stored.provenance, provenance)
+        with console.status("preparing data, network and plan"):
+            prepared = prepare(config)
+        check_same_data(stored.data_sha256, prepared.setting.task.data_sha256)
+        before = stored.checkpoint(type(prepared.protocol.start(None)))
+        folder = RunFolder.reopen(record.path, prepared.config, stored.num_rounds, before.records)
+        with folder:
+            return _Recorder(prepared, provenance, folder, console, before).record(address)
+
+
+def _last_checkpoint(run: Path, console: Console) -> StoredCheckpoint:
+    """Return the last checkpoint that is whole and whose records are; later ones are told of.
+
+    Raises:
+        InputError: there is none, or another version of the code has written it.
+    """
+    for number in checkpoint_numbers(run):
+        try:
+            stored = read_checkpoint(run, number)
+            if has_records(run, number):
+                return stored
+            reason = "the records of its rounds are not"
+        except WrongDataError as error:
+            reason = str(error)
+        text = f"the checkpoint after {number} rounds cannot be used ({reason})"
+        console.print(text, soft_wrap=True, markup=False, highlight=False)
+    allowed = f"a run that has finished a round; to start anew: elsa-ray run {run / CONFIG}"
+    raise InputError(str(run), "no checkpoint that can be used", allowed)
 
 
 def plan(
@@ -113,15 +189,37 @@ def dry_run(config: ConfigSource, *, overrides: Sequence[str] = (), console: Con
 class _Recorder:
     """Runs the loop and writes down each round, whatever ends it."""
 
-    def __init__(self, prepared: Prepared, folder: RunFolder, console: Console) -> None:
-        self._prepared, self._folder, self._console = prepared, folder, console
-        self._state = ProtocolState()
+    def __init__(
+        self,
+        prepared: Prepared,
+        provenance: Provenance,
+        folder: RunFolder,
+        console: Console,
+        before: Checkpoint | None = None,
+    ) -> None:
+        self._prepared, self._folder, self._console, self._before = prepared, folder, console, before
+        self._state = before.protocol if before is not None else prepared.protocol.start(None)
+        self._checkpoints = Checkpoints(
+            folder.path,
+            prepared.config.runtime.keep_checkpoints,
+            provenance,
+            prepared.setting.task.data_sha256,
+            type(self._state),
+        )
         self._worker_memory_bytes = 0
         self._begin = perf_counter()
 
     def record(self, address: str | None) -> Run:
         """Run to the end, or until something ends it; what is finished is kept in any case."""
+        with logged_to(self._folder.path / "run.log"):
+            return self._record(address)
+
+    def _record(self, address: str | None) -> Run:
         print_start(self._prepared.setting, self._console)
+        if self._before is not None:
+            text = f"going on after round {self._state.round_index}"
+            self._console.print(text)
+            _LOGGER.info(text)
         try:
             with RunProgress(self._prepared.setting, self._console) as progress:
                 self._loop(address, progress)
@@ -137,10 +235,16 @@ class _Recorder:
 
     def _loop(self, address: str | None, progress: RunProgress) -> None:
         with _executor(self._prepared, address, progress) as (executor, adapters):
-            self._state = self._prepared.protocol.start(adapters)
-            for finished in rounds(self._prepared, self._state, executor):
+            world_state = None
+            if self._before is None:
+                self._state = self._prepared.protocol.start(adapters)
+            else:
+                world_state = self._before.world
+            for finished in rounds(self._prepared, self._state, executor, world_state):
                 self._folder.write_round(finished, self._prepared.setting)
                 self._state = finished.state
+                records = self._folder.state()
+                self._checkpoints.write(Checkpoint(finished.state, finished.world_state, records, self._wall_seconds()))
                 progress.round(finished)
                 _LOGGER.info("round %d of %s is finished", finished.state.round_index, self._prepared.config.name)
             self._worker_memory_bytes = executor.peak_memory_bytes()
@@ -152,6 +256,13 @@ class _Recorder:
         except Exception as error:
             _LOGGER.exception("while concluding: %s", error)
             self._console.print(f"the records are incomplete: {error}", markup=False, highlight=False)
+        if checkpoint_numbers(self._folder.path):
+            text = f"to go on: elsa-ray run --resume {shlex.quote(str(self._folder.path))}"
+            self._console.print(text, soft_wrap=True, markup=False, highlight=False)
+
+    def _wall_seconds(self) -> float:
+        """Return the host's time for the run so far, that of the parts before an interruption included."""
+        return perf_counter() - self._begin + (self._before.wall_seconds if self._before is not None else 0.0)
 
     def _conclude(self, stop_reason: str | None) -> Run:
         """Write summary, adapter and report of all finished rounds, and show them."""
@@ -161,14 +272,17 @@ class _Recorder:
             self._folder.totals,
             stop_reason=stop_reason,
             hardware=describe_hardware(),
-            wall_seconds=perf_counter() - self._begin,
+            wall_seconds=self._wall_seconds(),
             worker_memory_bytes=self._worker_memory_bytes,
         )
-        self._folder.finish(summary)
         with self._console.status("writing adapter and report"):
             if self._state.adapters is not None:
                 export_adapter(self._folder.path, self._state.adapters, self._prepared.setting)
+            # After the adapter: what has a summary of its end is not gone on with.
+            self._folder.finish(summary)
             write_report(self._folder.path)
+        if stop_reason is None:
+            self._folder.forget_parts()
         print_summary(summary, self._folder.path, self._console)
         return Run(self._folder.path, summary, self._state.adapters)
 

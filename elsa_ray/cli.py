@@ -41,19 +41,35 @@ Address = Annotated[str | None, typer.Option(help="A running Ray cluster; else R
 
 @app.command()
 def run(
-    config: ConfigPath,
+    config: Annotated[Path | None, typer.Argument(metavar="CONFIG", help="The experiment, a YAML file.")] = None,
     set_: Overrides = None,
     out: OutFolder = None,
     address: Address = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan the first round and train nothing.")] = False,
+    resume: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Instead of CONFIG: go on with a run that was interrupted, in its folder."),
+    ] = None,
 ) -> None:
     """Train an experiment and write its records.
 
-    Real training; simulated time and bytes are exact. Ends in a summary table and an HTML report.
+    Real training; simulated time and bytes are exact. Ends in a summary table and an HTML report. Ctrl-C, SIGTERM,
+    a failure or a kill leave a run that --resume takes up after its last finished round, to the same bits; of its
+    config only runtime can be changed, with --set.
     """
     from elsa_ray import api
 
-    if dry_run:
+    if resume is not None:
+        given = {"CONFIG": config is not None, "--out": out is not None, "--dry-run": dry_run}
+        for option, is_given in given.items():
+            if is_given:
+                raise InputError("--resume", f"a run together with {option}", f"a run's folder without {option}")
+        api.resume(resume, overrides=set_ or (), address=address, console=Console())
+    elif config is None:
+        raise InputError("CONFIG", "nothing", "an experiment's YAML file, or --resume RUN")
+    elif dry_run:
+        if out is not None:
+            raise InputError("--out", f"{out} together with --dry-run", "one of both: a dry run writes nothing")
         api.dry_run(config, overrides=set_ or (), console=Console())
     else:
         api.run(config, overrides=set_ or (), out=out, address=address, console=Console())

@@ -14,10 +14,19 @@ from elsa_ray.world.plan import Plan
 from elsa_ray.world.timeline import Timeline, WorldState
 
 
-def rounds(prepared: Prepared, state: ProtocolState, executor: Executor) -> Iterator[Round]:
-    """Plan, play, train and conclude round after round, until the protocol is finished."""
+def rounds(
+    prepared: Prepared, state: ProtocolState, executor: Executor, world_state: WorldState | None = None
+) -> Iterator[Round]:
+    """Plan, play, train and conclude round after round, until the protocol is finished.
+
+    Args:
+        prepared: the run's parts.
+        state: the protocol's, at the start or after some rounds.
+        executor: trains.
+        world_state: the world's after the same rounds; None at the start.
+    """
     protocol, world = prepared.protocol, prepared.world
-    world_state = world.start()
+    world_state = world.start() if world_state is None else world_state
     stop_reason = protocol.finished(state)
     while stop_reason is None:
         wall_seconds: dict[str, float] = {}
@@ -31,7 +40,7 @@ def rounds(prepared: Prepared, state: ProtocolState, executor: Executor) -> Iter
         with _timed(wall_seconds, "conclude"):
             state, report = protocol.conclude(state, results, plan, timeline)
         stop_reason = protocol.finished(state)
-        yield Round(plan, timeline, results, report, state, stop_reason, wall_seconds)
+        yield Round(plan, timeline, results, report, state, world_state, stop_reason, wall_seconds)
 
 
 def _plan(prepared: Prepared, state: ProtocolState, world_state: WorldState) -> tuple[Plan, WorldState]:

@@ -77,7 +77,7 @@ class Stepwise:
         after, report = protocol.conclude(self.state, results, plan, timeline)
         assert isinstance(after, ElsaState)
         self.state = after
-        return Round(plan, timeline, results, report, after, None, {})
+        return Round(plan, timeline, results, report, after, self.world_state, None, {})
 
 
 def write_towns(folder: Path, ways: list[dict[int, Way]], trunks: list[tuple[float, float]]) -> dict[str, str]:

@@ -9,7 +9,7 @@ import elsa_ray
 
 
 def test_the_public_names_are_these() -> None:
-    assert elsa_ray.__all__ == ["InputError", "Run", "compare", "network", "plan", "run"]
+    assert elsa_ray.__all__ == ["InputError", "Run", "compare", "network", "plan", "resume", "run"]
     for name in elsa_ray.__all__:
         assert getattr(elsa_ray, name) is not None
 

@@ -41,6 +41,9 @@ class RuntimeConfig(Section):
     """Longest wait for an answer. A pool that trains a cohort has this long for each step of each cohort in flight."""
     startup_timeout_seconds: Seconds = 600.0
     """Longest wait for the cluster to grow until the actors fit."""
+    keep_checkpoints: Annotated[int, Field(ge=0)] = 2
+    """How many of the last checkpoints are kept, of which one is written after every round; with 0 there are none, and
+    an interrupted run cannot be resumed."""
     pool_resources: ActorResources = ActorResources(num_cpus="auto")
     edge_resources: ActorResources = ActorResources()
     cloud_resources: ActorResources = ActorResources()

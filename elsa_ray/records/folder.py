@@ -1,13 +1,20 @@
-"""The run's folder: everything is written as the run goes, so that an interrupted one can be read too."""
+"""The run's folder: everything is written as the run goes, so that an interrupted one can be read, and go on."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
+import pyarrow as pa
 import pyarrow.parquet
 
 from elsa_ray.config.errors import InputError
@@ -16,6 +23,7 @@ from elsa_ray.config.load import dump_config
 from elsa_ray.protocols.setting import Setting
 from elsa_ray.records.json_text import json_text, write_whole
 from elsa_ray.records.line import round_line
+from elsa_ray.records.parts import read_part, write_part
 from elsa_ray.records.round import Round
 from elsa_ray.records.tables import (
     EVENTS_SCHEMA,
@@ -25,28 +33,46 @@ from elsa_ray.records.tables import (
     transfers_table,
 )
 from elsa_ray.records.totals import Totals
-from elsa_ray.records.work_time import WorkClock
+from elsa_ray.records.work_time import UnfinishedWork, WorkClock
+from elsa_ray.world.plan import WorkKey
 from elsa_ray.world.transfer_parts import transfer_parts
 from elsa_ray.world.ways import Ways
 
 CONFIG, SUMMARY, ROUNDS = "config.yaml", "summary.json", "rounds.jsonl"
 TRANSFERS, EVENTS = "transfers.parquet", "events.parquet"
+PARTS = "checkpoints/rounds"
+_LOCK = ".lock"
+
+
+@dataclass(frozen=True)
+class RecordsState:
+    """What the records must remember between two rounds, beside what they have written.
+
+    Attributes:
+        path_codes: pairs of nodes whose paths were looked up, see ``Ways.codes``.
+        unfinished: where the time of work went that was not gathered yet.
+    """
+
+    path_codes: tuple[int, ...] = ()
+    unfinished: Mapping[WorkKey, UnfinishedWork] = field(default_factory=dict)
 
 
 class RunFolder:
-    """Writes a run's records. Make one with ``create`` and use it as a context manager.
+    """Writes a run's records. Make one with ``create`` or ``reopen`` and use it as a context manager.
 
     Attributes:
         path: the folder, absolute.
         totals: sums over the rounds written so far.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, resumable: bool, before: RecordsState | None = None) -> None:
         self.path = path
         self.totals = Totals()
+        self._resumable = resumable
+        self._before = before or RecordsState()
         self._ways: Ways | None = None
         self._clock: WorkClock | None = None
-        self._last: tuple[Round, Setting] | None = None
+        self._pending: pa.Table | None = None
         self._rounds = (path / ROUNDS).open("a", encoding="utf-8")
         self._transfers = pyarrow.parquet.ParquetWriter(path / TRANSFERS, TRANSFERS_SCHEMA)
         self._events = pyarrow.parquet.ParquetWriter(path / EVENTS, EVENTS_SCHEMA)
@@ -65,43 +91,86 @@ class RunFolder:
         """
         folder = new_default_folder(config.name) if path is None else empty_folder(Path(path))
         write_whole(folder / CONFIG, dump_config(config))
-        return cls(folder.resolve())
+        resumable = config.runtime.keep_checkpoints > 0
+        if resumable:
+            (folder / PARTS).mkdir(parents=True)
+        return cls(folder.resolve(), resumable=resumable)
+
+    @classmethod
+    def reopen(cls, path: Path, config: ExperimentConfig, num_rounds: int, before: RecordsState) -> RunFolder:
+        """Go on with the records of a run that was interrupted: what was written after a checkpoint is cut off.
+
+        Args:
+            path: the folder, for which ``has_records(path, num_rounds)`` is true.
+            config: the run's; ``runtime`` may be another.
+            num_rounds: finished rounds to keep.
+            before: what the records remembered after these.
+        """
+        (path / SUMMARY).unlink(missing_ok=True)
+        write_whole(path / CONFIG, dump_config(config))
+        lines = _whole_lines(path / ROUNDS)[:num_rounds]
+        write_whole(path / ROUNDS, b"".join(lines))
+        for part in (path / PARTS).glob("*.arrow"):
+            if int(part.stem) >= num_rounds:
+                part.unlink()
+        folder = cls(path.resolve(), resumable=config.runtime.keep_checkpoints > 0, before=before)
+        for number, line in enumerate(lines):
+            transfers, events, folder._pending = read_part(_part_path(path, number), 3)
+            folder._transfers.write_table(transfers)
+            folder._events.write_table(events)
+            folder.totals.add(json.loads(line))
+        return folder
 
     def write_round(self, round_: Round, setting: Setting) -> dict[str, Any]:
         """Append a round to ``rounds.jsonl`` and to the tables; returns the line as plain values.
 
-        The line is on the disk when this returns; the tables are whole after ``close``.
+        The line is on the disk when this returns; the tables are whole after ``close``, and can be made again from
+        parts that are on the disk, too.
         """
         if self._ways is None or self._clock is None:
-            self._ways = Ways(partial(setting.network_model.way, setting.router))
-            self._clock = WorkClock(setting.network, self._ways)
+            self._ways = Ways(partial(setting.network_model.way, setting.router), self._before.path_codes)
+            self._clock = WorkClock(setting.network, self._ways, self._before.unfinished)
         parts = transfer_parts(round_.timeline, self._ways)
         arrived = self._clock.add(round_.plan, round_.timeline, parts)
         line = round_line(round_, setting, arrived, parts)
-        self._rounds.write(json_text(line) + "\n")
-        self._rounds.flush()
         index = round_.report.round_index
-        self._transfers.write_table(transfers_table(round_.timeline, setting.network, index))
+        transfers = transfers_table(round_.timeline, setting.network, index)
         events = events_table(round_.plan, round_.timeline, setting.network, round_.results.failed, round_.report)
+        self._pending = pending_transfers_table(round_.timeline, setting.network, index)
+        text = json_text(line)
+        self._rounds.write(text + "\n")
+        self._rounds.flush()
+        if self._resumable:
+            os.fsync(self._rounds.fileno())
+            write_part(_part_path(self.path, index), [transfers, events, self._pending])
+        self._transfers.write_table(transfers)
         self._events.write_table(events)
-        self.totals.add(line)
-        self._last = (round_, setting)
+        # As they are read back: an interrupted run sums them up again.
+        self.totals.add(json.loads(text))
         return line
+
+    def state(self) -> RecordsState:
+        """Return what must be remembered to go on after the last round that was written."""
+        if self._ways is None or self._clock is None:
+            return self._before
+        return RecordsState(self._ways.codes, self._clock.unfinished)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write ``summary.json``, whole or not at all."""
         write_whole(self.path / SUMMARY, json_text(dict(summary), indent=2) + "\n")
+
+    def forget_parts(self) -> None:
+        """Remove what only going on would need; after ``close``."""
+        if (self.path / PARTS).is_dir():
+            shutil.rmtree(self.path / PARTS)
 
     def close(self) -> None:
         """Write what was still under way, and close all files; calling it again does nothing."""
         if self._closed:
             return
         self._closed = True
-        if self._last is not None:
-            round_, setting = self._last
-            pending = pending_transfers_table(round_.timeline, setting.network, round_.report.round_index)
-            if len(pending):
-                self._transfers.write_table(pending)
+        if self._pending is not None and len(self._pending):
+            self._transfers.write_table(self._pending)
         for file in (self._rounds, self._transfers, self._events):
             file.close()
 
@@ -110,6 +179,42 @@ class RunFolder:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def has_records(path: Path, num_rounds: int) -> bool:
+    """Whether all that was recorded of the first rounds is there and can be read."""
+    try:
+        if len(_whole_lines(path / ROUNDS)) < num_rounds:
+            return False
+        for number in range(num_rounds):
+            read_part(_part_path(path, number), 3)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+@contextmanager
+def kept_for_one(path: Path) -> Iterator[None]:
+    """Keep every other process from writing into a run's folder as long as the block lasts.
+
+    Raises:
+        InputError: one is at work there.
+    """
+    with (path / _LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(str(path), "a run that is still at work", "one that was interrupted") from None
+        yield
+
+
+def _part_path(path: Path, round_index: int) -> Path:
+    return path / PARTS / f"{round_index:06d}.arrow"
+
+
+def _whole_lines(path: Path) -> list[bytes]:
+    """Return the lines that were written to their end."""
+    return [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
 
 
 def empty_folder(path: Path) -> Path:

@@ -15,8 +15,8 @@ def json_text(value: Any, *, indent: int | None = None) -> str:
     return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file so that a reader sees the old content or the new one, never a part.
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file, a text in UTF-8, so that a reader sees the old content or the new one, never a part.
 
     Raises:
         OSError: the folder cannot be written to, or there is a folder at ``path``.
@@ -24,8 +24,8 @@ def write_whole(path: Path, text: str) -> None:
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     temporary = path.with_name(f".{path.name}.part")
-    with temporary.open("w", encoding="utf-8") as stream:
-        stream.write(text)
+    with temporary.open("wb") as stream:
+        stream.write(content.encode() if isinstance(content, str) else content)
         stream.flush()
         os.fsync(stream.fileno())
     temporary.replace(path)

@@ -60,6 +60,7 @@ def round_line(round_: Round, setting: Setting, arrived: ArrivedWork, parts: Tra
         "step_bytes": int(timeline.carried_bytes[is_step].sum()),
         "step_bytes_uncompressed": int(uncompressed_bytes(timeline)[is_step].sum()),
         "simulated_energy_joules": energy,
+        "tested": score is not None,
         "accuracy": score.accuracy if score else None,
         "loss": score.loss if score else None,
         "macro_f1": score.macro_f1 if score else None,

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -16,6 +16,9 @@ from elsa_ray.config.experiment import ExperimentConfig
 from elsa_ray.config.load import load_config
 from elsa_ray.records.folder import CONFIG, EVENTS, ROUNDS, SUMMARY, TRANSFERS
 from elsa_ray.records.totals import Totals
+
+EARLY_ENDS: tuple[Literal["failed", "interrupted"], ...] = ("failed", "interrupted")
+"""The stop reasons of runs that did not come to their end."""
 
 
 @dataclass(frozen=True)

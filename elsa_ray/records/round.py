@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from elsa_ray.protocols.protocol import ProtocolState, RoundReport, RoundResults
 from elsa_ray.world.plan import Plan
-from elsa_ray.world.timeline import Timeline
+from elsa_ray.world.timeline import Timeline, WorldState
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,7 @@ class Round:
     Attributes:
         plan, timeline, results, report: of the round.
         state: the protocol's after it.
+        world_state: the world's after it.
         stop_reason: why the run is over after this round; None while it goes on.
         wall_seconds: the host's own time for each step of the loop: plan, play, train, conclude.
     """
@@ -26,5 +27,6 @@ class Round:
     results: RoundResults
     report: RoundReport
     state: ProtocolState
+    world_state: WorldState
     stop_reason: str | None
     wall_seconds: Mapping[str, float]

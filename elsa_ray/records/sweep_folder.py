@@ -14,7 +14,7 @@ from elsa_ray.config.load import config_sha256, dump_config
 from elsa_ray.config.sweep import Cell, Grid
 from elsa_ray.records.folder import SUMMARY
 from elsa_ray.records.json_text import json_text, write_whole
-from elsa_ray.records.reading import RunRecord, read_run
+from elsa_ray.records.reading import EARLY_ENDS, RunRecord, read_run
 from elsa_ray.records.sweep_charts import sweep_plots
 from elsa_ray.records.sweep_table import (
     CellRecord,
@@ -28,7 +28,6 @@ from elsa_ray.records.sweep_table import (
 CELLS, SET_ASIDE, PLOTS = "cells", "set-aside", "plots"
 RESULTS_JSON, RESULTS_MD = "results.json", "results.md"
 _LOCK = ".lock"
-_STOPPED: tuple[Status, ...] = ("failed", "interrupted")
 
 
 class SweepFolder:
@@ -101,7 +100,7 @@ class SweepFolder:
         except InputError:
             return None
         summary = run.summary
-        if summary is None or summary["stop_reason"] in _STOPPED:
+        if summary is None or summary["stop_reason"] in EARLY_ENDS:
             return None
         return run if _is_run_of(run, cell) and summary["config_sha256"] == config_sha256(run.config) else None
 
@@ -144,7 +143,7 @@ class SweepFolder:
         except InputError:
             summary = None
         stop_reason = summary["stop_reason"] if summary else None
-        stopped = next((reason for reason in _STOPPED if reason == stop_reason), None)
+        stopped = next((reason for reason in EARLY_ENDS if reason == stop_reason), None)
         return stopped or ("unfinished" if self.log_path(cell).exists() else "not run")
 
     def last_words(self, cell: Cell) -> str:

@@ -85,9 +85,10 @@ class Totals:
         self._add_scores(line)
 
     def _add_scores(self, line: Mapping[str, Any]) -> None:
-        if line["train_loss"] is not None:
+        if line["work_arrived"]:
             self.train_loss = line["train_loss"]
-        if line["loss"] is None:
+        # A loss that is not finite is null, too.
+        if not line.get("tested", line["loss"] is not None):
             return
         self.last = {name: line[name] for name in LAST_FIGURES}
         self.evaluated_round = line["round"]

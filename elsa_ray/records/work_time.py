@@ -8,6 +8,7 @@ Shapes: W work items of a timeline, K kinds of time.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -83,8 +84,13 @@ class ArrivedWork(WorkTimes):
 
 
 @dataclass(frozen=True)
-class _Unfinished:
-    """An item that was not gathered yet."""
+class UnfinishedWork:
+    """A work item that was not gathered yet.
+
+    Attributes:
+        opening, last_finish: simulated seconds of its opening, and up to which its time is accounted for.
+        seconds_K, transfer_seconds_3: where its time went so far, in the order of TIME_KINDS and of PARTS.
+    """
 
     opening: float
     last_finish: float
@@ -98,13 +104,19 @@ class WorkClock:
     Args:
         network: the topology.
         ways: its paths; by default they are looked up anew.
+        unfinished: work of the rounds before the first that is added.
+
+    Attributes:
+        unfinished: work that was not gathered by the end of the last round.
     """
 
-    def __init__(self, network: Network, ways: Ways | None = None) -> None:
+    def __init__(
+        self, network: Network, ways: Ways | None = None, unfinished: Mapping[WorkKey, UnfinishedWork] | None = None
+    ) -> None:
         kinds = np.array(network.node_kinds)
         self._is_edge, self._is_client = kinds == "edge", kinds == "client"
         self._ways = ways if ways is not None else Ways(Router(network).route)
-        self._unfinished: dict[WorkKey, _Unfinished] = {}
+        self.unfinished: dict[WorkKey, UnfinishedWork] = dict(unfinished or {})
 
     def add(self, plan: Plan, timeline: Timeline, parts: TransferParts | None = None) -> ArrivedWork:
         """Take one round in, and return the work that its gathers took; rounds must come in order.
@@ -135,8 +147,8 @@ class WorkClock:
         closing = np.array([seconds for _, seconds in arrived], np.float64)
         seconds_WK[rows, _GATHER] += closing - last_W[rows]
         over = {*(key for key, _ in arrived), *timeline.dropped, *timeline.skipped}
-        self._unfinished = {
-            key: _Unfinished(float(opening_W[row]), float(last_W[row]), seconds_WK[row].copy(), parts_W3[row].copy())
+        self.unfinished = {
+            key: UnfinishedWork(float(opening_W[row]), float(last_W[row]), seconds_WK[row].copy(), parts_W3[row].copy())
             for key, row in row_of_key.items()
             if key not in over
         }
@@ -155,7 +167,7 @@ class WorkClock:
         opening_W = np.concatenate([np.full(num_carried, timeline.begin_seconds), opening_G[plan.work.gather]])
         last_W = opening_W.copy()
         for row, key in enumerate(keys[:num_carried]):
-            before = self._unfinished.get(key)
+            before = self.unfinished.get(key)
             if before is not None:
                 opening_W[row], last_W[row], seconds_WK[row] = before.opening, before.last_finish, before.seconds_K
                 parts_W3[row] = before.transfer_seconds_3

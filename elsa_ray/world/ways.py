@@ -5,7 +5,7 @@ Shapes: T transfers, P different pairs of nodes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -34,14 +34,25 @@ class Ways:
 
     Args:
         find_path: the path between two nodes by index, None where there is none.
+        codes: pairs that are known from the start, as ``codes`` has them.
     """
 
-    def __init__(self, find_path: Callable[[int, int], IdlePath | None]) -> None:
+    def __init__(self, find_path: Callable[[int, int], IdlePath | None], codes: Iterable[int] = ()) -> None:
         self._find_path = find_path
         self._pair_of_code: dict[int, int] = {}
         self._latency: list[float] = []
         self._rate: list[float] = []
         self._capacities: list[Sequence[int]] = []
+        for code in codes:
+            self._add(code)
+
+    @property
+    def codes(self) -> tuple[int, ...]:
+        """The known pairs in the order of their numbers, each the source's index * 2^32 + the target's.
+
+        Sums over links are taken in this order, so whoever goes on after an interruption must have it.
+        """
+        return tuple(self._pair_of_code)
 
     def pairs(self, source_T: Ints, target_T: Ints) -> Ints:
         """Return for each transfer the number of its pair, an index into what the other methods return."""

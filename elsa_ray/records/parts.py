@@ -1,0 +1,41 @@
+"""The rows that one round adds to the tables, as a file of their own: from these a killed run's tables are made again.
+
+Parquet cannot be appended to once its file was closed, and is no file at all before. A part holds Arrow streams, one
+table after the other.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+
+
+def write_part(path: Path, tables: Sequence[pa.Table]) -> None:
+    """Write tables into a file, which is whole or not there.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    temporary = path.with_name(f".{path.name}.part")
+    options = pa.ipc.IpcWriteOptions(compression="lz4")
+    with temporary.open("wb") as stream:
+        for table in tables:
+            with pa.ipc.new_stream(stream, table.schema, options=options) as writer:
+                writer.write_table(table)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)
+
+
+def read_part(path: Path, num_tables: int) -> list[pa.Table]:
+    """Read the tables of a part.
+
+    Raises:
+        OSError: there is no such file, or it is damaged (an Arrow error is one too, or a ValueError).
+        ValueError: see above.
+    """
+    with path.open("rb") as stream:
+        return [pa.ipc.open_stream(stream).read_all() for _ in range(num_tables)]
