@@ -86,12 +86,21 @@ class ConductedExecutor(Executor):
 
     def _run_to_end(self, coroutine: Coroutine[Any, Any, RoundResults]) -> RoundResults:
         """Run a coroutine from synchronous code, also inside of a notebook, whose thread has a loop already."""
+        results: list[RoundResults] = []
+
+        async def keep() -> None:
+            # Not returned: restoring the handler of Ctrl-C, asyncio has the task's result turned into text, and that
+            # of all clients' tensors takes as long as their training.
+            results.append(await coroutine)
+
         try:
             asyncio.get_running_loop()
         except RuntimeError:
-            return self._loop.run(coroutine)
-        with ThreadPoolExecutor(1, thread_name_prefix="elsa-ray-conductor") as thread:
-            return thread.submit(self._loop.run, coroutine).result()
+            self._loop.run(keep())
+        else:
+            with ThreadPoolExecutor(1, thread_name_prefix="elsa-ray-conductor") as thread:
+                thread.submit(self._loop.run, keep()).result()
+        return results[0]
 
 
 class InlineExecutor(ConductedExecutor):
