@@ -41,7 +41,7 @@ from elsa_ray.world.ways import Ways
 CONFIG, SUMMARY, ROUNDS = "config.yaml", "summary.json", "rounds.jsonl"
 TRANSFERS, EVENTS = "transfers.parquet", "events.parquet"
 PARTS = "checkpoints/rounds"
-_LOCK = ".lock"
+_LOCK = "checkpoints/.lock"
 
 
 @dataclass(frozen=True)
@@ -200,6 +200,7 @@ def kept_for_one(path: Path) -> Iterator[None]:
     Raises:
         InputError: one is at work there.
     """
+    (path / _LOCK).parent.mkdir(exist_ok=True)
     with (path / _LOCK).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
