@@ -17,8 +17,6 @@ Floats = npt.NDArray[np.float64]
 
 LEAST_PROBABILITY = 1e-4
 """Below it, how improbable a model finds a class is not compared."""
-USUAL_TIMES = 3.0
-"""A change so many times smaller than the median one counts as less alike, in proportion."""
 
 
 def features_of_answers(answers_NQC: npt.NDArray[np.floating]) -> Floats:
@@ -33,10 +31,10 @@ def features_of_answers(answers_NQC: npt.NDArray[np.floating]) -> Floats:
 
 
 def agreement_of_changes(before_NF: Floats, after_NF: Floats, weights_N: Floats) -> Floats:
-    """Return (1 + cosine(own change, the others')) / 2, in [0, 1], less for changes that are far too small.
+    """Return (1 + cosine(own change, the others')) / 2, in [0, 1].
 
-    Noise of an update's size hardly moves what a model answers. A change that is far too large says nothing: of honest
-    clients with unlike data some move the answers ten times as far as others; the size of the update itself is judged.
+    How far the answers have moved says nothing: of honest clients with unlike data some move them thirty times as far
+    as others. Size and direction of the update itself are judged besides.
 
     The others' change is the weighted mean direction of the half that is nearest to the median direction: a mean of all
     would follow whoever moves far, bad clients too. A model that is not finite agrees with nobody; one that has not
@@ -63,18 +61,8 @@ def agreement_of_changes(before_NF: Floats, after_NF: Floats, weights_N: Floats)
     others_NF = heard_N @ unit_NF - heard_N[:, None] * unit_NF
     has_others_N = (heard_N > 0).sum() > (heard_N > 0).astype(int)
     cosine_N = np.where(has_others_N, _cosine(unit_NF, others_NF), 1.0)
-    agreement_N[finite_N] = (1 + cosine_N) / 2 * _moderation(length_N)
+    agreement_N[finite_N] = (1 + cosine_N) / 2
     return agreement_N
-
-
-def _moderation(length_N: Floats) -> Floats:
-    """Return 1 for changes of usual size, and less for those that are far smaller than the median one.
-
-    A model that has not moved at all is left as it is: it is neither for nor against.
-    """
-    moved_N = length_N > 0
-    least = float(np.median(length_N[moved_N])) / USUAL_TIMES if moved_N.any() else 0.0
-    return np.where(moved_N, np.minimum(1.0, length_N / least if least > 0 else 1.0), 1.0)
 
 
 def _cosine(vectors_NF: Floats, others_NF: Floats) -> Floats:

@@ -10,7 +10,7 @@ Shapes: N clients of one cluster, those that are present.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import NamedTuple
@@ -38,9 +38,7 @@ Bools = npt.NDArray[np.bool_]
 SIGMA_OF_MAD = 1.4826
 """Standard deviation of a normal distribution in units of its median absolute deviation."""
 LEAST_GAP = 0.05
-"""An agreement this close to the median is never an outlier, even where most agree exactly (MAD 0); ours."""
-AGAINST = 0.5
-"""Below it, a client pulls against the others; above it, an agreement of changes is never an outlier."""
+"""A figure this close to the median is never an outlier, even where most are equal (MAD 0); ours."""
 LEAST_JURY = 3
 """In a cluster of fewer nobody is excluded: of two that differ, none can tell who is wrong."""
 
@@ -139,10 +137,9 @@ def judge(
         standing.append(replace(state, score=score))
 
     excluded_N = np.array([state.is_excluded(round_index) for state in standing], bool)
-    charges = _charges(agreement_N, standing, excluded_N, config)
-    if sizes_N is not None:
-        charges |= _charges_of_size(sizes_N, excluded_N, config)
-    for n in _kept(standing, excluded_N, charges):
+    of_size = {} if sizes_N is None else _charges_of_size(sizes_N, excluded_N, config)
+    charges = _charges(agreement_N, standing, excluded_N, config) | of_size
+    for n in _kept(standing, excluded_N, charges, of_size):
         reason = charges.pop(n, f"excluded until round {standing[n].excluded_until_round}")
         events[n].append(TrustEvent(int(clients_N[n]), Decision.KEPT, reason))
         standing[n] = replace(standing[n], excluded_until_round=0)
@@ -171,21 +168,25 @@ def _after_terms_served(state: TrustState, round_index: int, config: TrustConfig
 def _charges(
     agreement_N: Floats, standing: Sequence[TrustState], excluded_N: Bools, config: TrustConfig
 ) -> dict[int, str]:
-    """Return why which positions are to be excluded; only those that are not excluded already are compared."""
+    """Return why which positions are to be excluded; only those that are not excluded already are compared.
+
+    How training has changed one model differs much from round to round, also between honest clients; so where changes
+    are compared an outlier is one of the smoothed scores, else one of the round's agreements (the card's).
+    """
     jury = np.flatnonzero(~excluded_N)
     if len(jury) < LEAST_JURY:
         return {}
-    median = float(np.median(agreement_N[jury]))
-    mad = float(np.median(np.abs(agreement_N[jury] - median)))
+    name = "score" if config.compares_changes else "agreement"
+    figure_N = np.array([state.score for state in standing]) if config.compares_changes else agreement_N
+    median = float(np.median(figure_N[jury]))
+    mad = float(np.median(np.abs(figure_N[jury] - median)))
     least = median - max(config.mad * SIGMA_OF_MAD * mad, LEAST_GAP)
-    if config.compares_changes:
-        least = min(least, AGAINST)
     charges = {}
     for n in jury.tolist():
         if standing[n].score < config.threshold:
             charges[n] = f"score {standing[n].score:.3f} < {config.threshold:g}"
-        elif agreement_N[n] < least:
-            charges[n] = f"agreement {agreement_N[n]:.3f} < {least:.3f} (median {median:.3f}, MAD {mad:.3f})"
+        elif figure_N[n] < least:
+            charges[n] = f"{name} {figure_N[n]:.3f} < {least:.3f} (median {median:.3f}, MAD {mad:.3f})"
     return charges
 
 
@@ -203,9 +204,14 @@ def _charges_of_size(sizes_N: Floats, excluded_N: Bools, config: TrustConfig) ->
     }
 
 
-def _kept(standing: Sequence[TrustState], excluded_N: Bools, charges: dict[int, str]) -> list[int]:
-    """Return the positions that must not be excluded, lest fewer than half of those present are left."""
+def _kept(
+    standing: Sequence[TrustState], excluded_N: Bools, charges: Mapping[int, str], of_size: Mapping[int, str]
+) -> list[int]:
+    """Return the positions that must not be excluded, lest fewer than half of those present are left.
+
+    Updates that are far too large come last: one of them in the mean is worse than the loss of an honest client.
+    """
     out = [n for n in range(len(standing)) if excluded_N[n] or n in charges]
     left = len(standing) - len(out)
     missing = max(0, math.ceil(len(standing) / 2) - left)
-    return sorted(out, key=lambda n: (-standing[n].score, n))[:missing]
+    return sorted(out, key=lambda n: (n in of_size, -standing[n].score, n))[:missing]

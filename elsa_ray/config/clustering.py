@@ -54,7 +54,7 @@ class TrustConfig(Section):
     """A client whose score is below is excluded."""
     mad: float = Field(default=3.0, gt=0)
     """So many robust standard deviations (1.4826 MAD) below its cluster's median agreement, a client is excluded.
-    Where changes are compared, only if it also pulls against the others, that is below an agreement of 1/2."""
+    Where changes are compared, it is its score below the median score."""
     max_size: float = Field(default=5.0, gt=1)
     """A client whose update is so many times its cluster's median one is excluded; for verified evidence alone."""
     exclusion_rounds: PositiveInt = 5
