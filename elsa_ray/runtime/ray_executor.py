@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import secrets
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -14,14 +17,17 @@ from transformers import PreTrainedModel
 from elsa_ray.config.runtime import ActorResources
 from elsa_ray.model.adapters import Adapters
 from elsa_ray.model.split import Split
+from elsa_ray.protocols.protocol import RoundResults
 from elsa_ray.protocols.setting import Setting
-from elsa_ray.runtime.actors import HOST_KINDS, HostActor, PoolActor, WorkerSettings, answer_of
+from elsa_ray.runtime.actors import HOST_KINDS, WATCHING, HostActor, PoolActor, WorkerSettings, answer_of
 from elsa_ray.runtime.cluster import Cluster, join_cluster
-from elsa_ray.runtime.conductor import Workers
+from elsa_ray.runtime.conductor import Workers, all_of
 from elsa_ray.runtime.executor import ConductedExecutor
-from elsa_ray.runtime.failure import WaitTimeoutError, WorkerError
-from elsa_ray.runtime.jobs import CLOUD, host_names
+from elsa_ray.runtime.failure import WaitTimeoutError, WorkerError, WorkerLostError
+from elsa_ray.runtime.jobs import CLOUD, host_names, pool_name
 from elsa_ray.runtime.pool import TrainedCohort
+from elsa_ray.runtime.shared import Shared
+from elsa_ray.runtime.watch import Watch, trained_cohort
 from elsa_ray.runtime.weights import pack_model
 from elsa_ray.training.cohort import Cohort
 from elsa_ray.training.evaluation import Score, evaluation_pieces
@@ -75,6 +81,18 @@ class RayExecutor(ConductedExecutor):
         """Return the summed peaks of all actors' resident memory; shared pages count in each."""
         return self._workers.peak_memory_bytes() if self._workers is not None else 0
 
+    def _run_to_end(self, coroutine: Coroutine[Any, Any, RoundResults]) -> RoundResults:
+        assert self._workers is not None
+        return super()._run_to_end(_watched(coroutine, self._workers.watch))
+
+
+async def _watched(coroutine: Coroutine[Any, Any, RoundResults], watch: Watch) -> RoundResults:
+    looking = asyncio.ensure_future(watch.look_forever())
+    try:
+        return await coroutine
+    finally:
+        looking.cancel()
+
 
 class _RayWorkers(Workers):
     """Handles of the actors."""
@@ -84,10 +102,14 @@ class _RayWorkers(Workers):
         self.in_flight = config.runtime.in_flight
         self.num_pools = num_pools(setting)
         self.num_pieces = len(evaluation_pieces(setting.task.test))
+        self.watch = Watch(status)
+        self._status = status
+        self._config = config.runtime
         self._timeout_seconds = config.runtime.timeout_seconds
         self._hosts: dict[str, Any] = {}
-        self._pools: list[Any] = []
-        settings = WorkerSettings(
+        self._pools: dict[int, Any] = {}
+        self._working: set[int] = set()
+        self._settings = WorkerSettings(
             recipe=recipe,
             shape=setting.shape,
             layout=setting.layout,
@@ -95,39 +117,117 @@ class _RayWorkers(Workers):
             threads=config.runtime.threads,
             timeout_seconds=self._timeout_seconds,
         )
-        packed = ray.put(pack_model(model, causal_lm=setting.task.kind == "causal_lm"))
-        task = ray.put(setting.task)
-        shares = _Shares(setting, self.num_pools)
+        self._packed = Shared(lambda: pack_model(model, causal_lm=setting.task.kind == "causal_lm"))
+        self._task = Shared(lambda: setting.task)
+        self._shares = _Shares(setting, self.num_pools)
         # Names are for people who watch the cluster; several runs may share it.
-        run_name = f"{config.name}-{secrets.token_hex(4)}"
+        self._run_name = f"{config.name}-{secrets.token_hex(4)}"
+        self._num_started: Counter[str] = Counter()
         for name in [CLOUD, *host_names(setting)]:
-            is_cloud = name == CLOUD
-            asked = config.runtime.cloud_resources if is_cloud else config.runtime.edge_resources
-            actor: Any = ray.remote(HostActor).options(name=f"{run_name}/{name}", **shares.of(asked))
-            self._hosts[name] = actor.remote(HOST_KINDS[is_cloud], settings, packed)
-        for position in range(self.num_pools):
-            options = {"name": f"{run_name}/pool-{position}", "max_concurrency": self.in_flight}
-            actor = ray.remote(PoolActor).options(**options, **shares.of(config.runtime.pool_resources))
-            self._pools.append(actor.remote(settings, packed, task))
+            self._start_host(name)
+        for pool in range(self.num_pools):
+            self._start_pool(pool)
         self._wait_until_ready(config.runtime.startup_timeout_seconds, status)
+        self._working.update(self._pools)
+
+    def _start_host(self, name: str) -> None:
+        is_cloud = name == CLOUD
+        asked = self._config.cloud_resources if is_cloud else self._config.edge_resources
+        options = {"name": self._actor_name(name), **self._shares.of(asked)}
+        actor: Any = ray.remote(HostActor).options(**options)
+        self._hosts[name] = actor.remote(HOST_KINDS[is_cloud], self._settings, self._packed.reference)
+
+    def _start_pool(self, pool: int) -> None:
+        options = {"name": self._actor_name(pool_name(pool)), "max_concurrency": self.in_flight}
+        asked = self._shares.of(self._config.pool_resources)
+        remote: Any = ray.remote
+        actor = remote(concurrency_groups={WATCHING: 1})(PoolActor).options(**options, **asked)
+        self._pools[pool] = actor.remote(self._settings, self._packed.reference, self._task.reference)
+
+    def _actor_name(self, name: str) -> str:
+        """Return a name that no actor of this run has had."""
+        self._num_started[name] += 1
+        again = f"-again-{self._num_started[name] - 1}" if self._num_started[name] > 1 else ""
+        return f"{self._run_name}/{name}{again}"
+
+    def tell(self, text: str) -> None:
+        super().tell(text)
+        self._status(text)
+
+    def is_working(self, pool: int) -> bool:
+        return pool in self._working
+
+    def replace_pool(self, pool: int) -> None:
+        self._working.discard(pool)
+        ray.kill(self._pools[pool])
+        self._renew_shared()
+        self._start_pool(pool)
+
+    async def revive(self, pool: int) -> None:
+        name, patience = pool_name(pool), self._config.startup_timeout_seconds
+        with self.watch.waiting(f"room for {name}"):
+            await answer_of(self._pools[pool].ready.remote(), patience, f"room for {name}", name)
+        self._working.add(pool)
+
+    async def recover(self, loss: WorkerLostError) -> None:
+        self._renew_shared()
+        await all_of(self._recover_host(name, is_lost=name == loss.worker) for name in self._hosts)
+        await all_of(self._recover_pool(pool) for pool in sorted(self._working))
+
+    async def _recover_host(self, name: str, *, is_lost: bool) -> None:
+        if not is_lost:
+            try:
+                await self._call(self._hosts[name].ready.remote(), f"{name} to answer", name)
+                return
+            except WorkerLostError as loss:
+                self.tell(f"{loss}; it is replaced")
+        ray.kill(self._hosts[name])
+        self._start_host(name)
+        with self.watch.waiting(f"room for {name}"):
+            patience = self._config.startup_timeout_seconds
+            await answer_of(self._hosts[name].ready.remote(), patience, f"room for {name}", name)
+
+    async def _recover_pool(self, pool: int) -> None:
+        name = pool_name(pool)
+        try:
+            await self._call(self._pools[pool].alive.remote(), f"{name} to answer", name)
+        except WorkerLostError as loss:
+            self.tell(f"{loss}; it is replaced")
+            self.replace_pool(pool)
+
+    def _renew_shared(self) -> None:
+        self._packed.renew()
+        self._task.renew()
+
+    async def _call(self, reference: Any, what: str, worker: str) -> Any:
+        with self.watch.waiting(what):
+            return await answer_of(reference, self._timeout_seconds, what, worker)
 
     async def call_host(self, host: str, method: str, *arguments: Any) -> Any:
-        reference = self._hosts[host].call.remote(method, *arguments)
-        return await answer_of(reference, self._timeout_seconds, f"{host} to do {method}")
+        return await self._call(self._hosts[host].call.remote(method, *arguments), f"{host} to do {method}", host)
 
     async def train(
-        self, pool: int, cohort: Cohort, host: str, adapter_down: list[bytes], memories: list[ClientMemory]
+        self, pool: int, cohort: Cohort, host: str, adapter_down: list[bytes | None], memories: list[ClientMemory]
     ) -> TrainedCohort:
-        reference = self._pools[pool].train.remote(cohort, self._hosts[host], host, adapter_down, memories)
+        actor, name = self._pools[pool], pool_name(pool)
+        reference = actor.train.remote(cohort, self._hosts[host], host, adapter_down, memories)
         # Each step may wait for its edge as long as any wait; the pool's other cohorts may take as long again.
         patience = self._timeout_seconds * (1 + cohort.num_steps) * self.in_flight
-        trained: TrainedCohort = await answer_of(reference, patience, f"pool-{pool} to train cohort {cohort.name}")
-        return trained
+        limits = {"timeout_seconds": self._timeout_seconds, "patience_seconds": patience}
+        try:
+            with self.watch.waiting(f"{name} to train cohort {cohort.name}") as wait:
+                return await trained_cohort(actor, name, cohort, reference, **limits, wait=wait)
+        except asyncio.CancelledError:
+            # Nobody wants it any more: the pool shall have room for what comes next.
+            ray.cancel(reference)
+            raise
 
     async def score(self, pool: int, adapters: Any, piece: int, split: Split | None) -> Score:
-        reference = self._pools[pool].score.remote(adapters, piece, split)
+        name = pool_name(pool)
+        what = f"{name} to score piece {piece} of the test set"
         patience = self._timeout_seconds * self.in_flight
-        score: Score = await answer_of(reference, patience, f"pool-{pool} to score piece {piece} of the test set")
+        with self.watch.waiting(what):
+            score: Score = await answer_of(self._pools[pool].score.remote(adapters, piece, split), patience, what, name)
         return score
 
     def share(self, adapters: Adapters) -> Any:
@@ -135,16 +235,26 @@ class _RayWorkers(Workers):
 
     def end(self) -> None:
         """Kill all actors."""
-        for actor in [*self._pools, *self._hosts.values()]:
+        for actor in [*self._pools.values(), *self._hosts.values()]:
             ray.kill(actor)
 
     def peak_memory_bytes(self) -> int:
-        references = [actor.peak_memory_bytes.remote() for actor in [*self._pools, *self._hosts.values()]]
-        return sum(ray.get(references, timeout=self._timeout_seconds))
+        actors = [*(self._pools[pool] for pool in sorted(self._working)), *self._hosts.values()]
+        answers, _ = ray.wait(
+            [actor.peak_memory_bytes.remote() for actor in actors],
+            num_returns=len(actors),
+            timeout=self._timeout_seconds,
+        )
+        total = 0
+        for answer in answers:
+            # Who has died since it was last needed is no reason to fail at the very end.
+            with suppress(ray.exceptions.RayError):
+                total += ray.get(answer)
+        return total
 
     def _wait_until_ready(self, timeout_seconds: float, status: Status) -> None:
         waiting: dict[Any, str] = {actor.ready.remote(): name for name, actor in self._hosts.items()}
-        waiting |= {actor.ready.remote(): f"pool-{i}" for i, actor in enumerate(self._pools)}
+        waiting |= {actor.ready.remote(): pool_name(pool) for pool, actor in self._pools.items()}
         deadline, total = time.monotonic() + timeout_seconds, len(waiting)
         while waiting:
             status(f"starting Ray actors: {total - len(waiting)} of {total} ready")
