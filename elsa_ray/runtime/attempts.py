@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from elsa_ray.config.failure import ClientFailureConfig
-from elsa_ray.runtime.failure import WorkerError, WorkerLostError
+from elsa_ray.runtime.failure import WorkerError, WorkerLostError, times
 from elsa_ray.training.cohort import Cohort
 from elsa_ray.training.failure import ClientError, ClientFailure, ClientHangError, clients_text
 from elsa_ray.world.plan import WorkKey
@@ -57,8 +57,18 @@ class Attempts:
         hint = f"protocol.client_failure.{field}: drop goes on without the client"
         raise WorkerError(f"{error}{tried} ({hint})", error.cause_traceback)
 
-    def after_death(self, loss: WorkerLostError) -> str:
+    @property
+    def wants_to_be_alone(self) -> bool:
+        """Whether the cohort has lost a pool: if the next one dies too, no other cohort shall be suspected."""
+        return self._deaths > 0
+
+    def after_death(self, loss: WorkerLostError, *, was_alone: bool) -> str:
         """Decide what follows the death of the pool that trained the cohort, and return it in words.
+
+        Args:
+            loss: of the pool.
+            was_alone: whether the pool trained nothing else. Who was not may have no part in it, and is not dropped:
+                that would make the numbers depend on who shares a pool with whom.
 
         Raises:
             WorkerError: the run stops.
@@ -68,10 +78,10 @@ class Attempts:
             return f"{loss}; its work is done again ({self._deaths} of {self._retries})"
         keys = tuple(member.key for member in self._cohort.members if member.key not in self.failures)
         text = (
-            f"cohort {self._cohort.name} ({clients_text(keys)}): the worker that trained it died {self._deaths} times "
-            f"in a row (runtime.retries: {self._retries}); the last time: {loss}"
+            f"cohort {self._cohort.name} ({clients_text(keys)}): the worker that trained it died "
+            f"{times(self._deaths)} in a row (runtime.retries: {self._retries}); the last time: {loss}"
         )
-        if self._policy.kills_worker == "drop":
+        if self._policy.kills_worker == "drop" and was_alone:
             self._drop(keys, text)
             return f"{text}; dropped from this round"
         raise WorkerError(f"{text}; {MEMORY_HINT}", loss.cause_traceback)

@@ -21,7 +21,7 @@ from elsa_ray.model.split import Split
 from elsa_ray.protocols.protocol import ProtocolState, RoundResults
 from elsa_ray.protocols.setting import Setting
 from elsa_ray.runtime.attempts import MEMORY_HINT, Attempts
-from elsa_ray.runtime.failure import WorkerError, WorkerLostError
+from elsa_ray.runtime.failure import WorkerError, WorkerLostError, times
 from elsa_ray.runtime.host import HostReport
 from elsa_ray.runtime.jobs import CLOUD, HostJob, RoundJob, StageJob, pool_name
 from elsa_ray.runtime.places import Places, Pools
@@ -237,19 +237,21 @@ class Conductor:
         await books.turns.wait(cohort)
         attempts = Attempts(cohort, self._policy, self._retries, {key.client for key in books.failures})
         while True:
-            place = await places.take()
+            place = await places.take(alone=attempts.wants_to_be_alone)
             attempt = replace(cohort, failed=attempts.failed, attempt=next(self._attempts))
             try:
                 trained, at_edge = await self._train(attempt, place.pool, host, books)
             except ClientError as error:
                 # A pool that hangs is of no use any more.
-                (places.lose if isinstance(error, ClientHangError) else places.give)(place)
+                (places.end if isinstance(error, ClientHangError) else places.give)(place)
                 self._tell_of_client(attempts.after_client(error), error)
             except WorkerLostError as loss:
                 if loss.worker != pool_name(place.pool):
                     raise
-                places.lose(place)
-                self._workers.tell(attempts.after_death(loss))
+                if not places.was_ended(place):
+                    places.lose(place)
+                    was_alone = place.alone or self._workers.in_flight == 1
+                    self._workers.tell(attempts.after_death(loss, was_alone=was_alone))
             except BaseException:
                 places.give(place)
                 raise
@@ -298,7 +300,7 @@ class Conductor:
                     places.lose(place)
                     if deaths > self._retries:
                         raise WorkerError(
-                            f"{loss}; {deaths} times in a row; {MEMORY_HINT}", loss.cause_traceback
+                            f"{loss}; {times(deaths)} in a row; {MEMORY_HINT}", loss.cause_traceback
                         ) from None
                     shared = self._workers.share(model)
                     self._workers.tell(f"{loss}; its work is done again ({deaths} of {self._retries})")
@@ -357,7 +359,7 @@ def _results(model: Adapters, reports: list[HostReport], books: _RoundBooks) -> 
 def _given_up(round_index: int, losses: Sequence[WorkerLostError], retries: int) -> WorkerError:
     """Return the error of a round that could not be finished: who died, how often, and what may help."""
     counts = Counter(loss.worker for loss in losses)
-    who = ", ".join(f"{worker} {count} times" if count > 1 else f"{worker} once" for worker, count in counts.items())
+    who = ", ".join(f"{worker} {times(count)}" for worker, count in counts.items())
     text = (
         f"round {round_index} was given up after {len(losses)} attempts (runtime.retries: {retries}); lost: {who}; "
         f"the last time: {losses[-1]}; finished rounds are kept; {MEMORY_HINT}"

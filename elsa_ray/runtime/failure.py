@@ -35,6 +35,11 @@ class WaitTimeoutError(WorkerError):
     """A wait was longer than its deadline; the message says what was waited for."""
 
 
+def times(count: int) -> str:
+    """Return ``once`` or ``3 times``."""
+    return "once" if count == 1 else f"{count} times"
+
+
 @contextmanager
 def naming(stage: str, keys: Sequence[WorkKey]) -> Iterator[None]:
     """Name stage, round and clients in any error from inside; an error that is named already passes.
