@@ -24,7 +24,7 @@ from elsa_ray.runtime.attempts import MEMORY_HINT, Attempts
 from elsa_ray.runtime.failure import WorkerError, WorkerLostError, times
 from elsa_ray.runtime.host import HostReport
 from elsa_ray.runtime.jobs import CLOUD, HostJob, RoundJob, StageJob, pool_name
-from elsa_ray.runtime.places import Places, Pools
+from elsa_ray.runtime.places import Place, Places, Pools
 from elsa_ray.runtime.pool import TrainedCohort
 from elsa_ray.training.cohort import ByteMeter, Cohort, VersionKey
 from elsa_ray.training.evaluation import Score
@@ -48,9 +48,9 @@ class Workers(Pools):
         """Replace the host that was lost, and whoever else was, so that a round can begin."""
         raise loss
 
-    def tell(self, text: str) -> None:
-        """Tell the user what went wrong and what is done about it."""
-        _LOGGER.warning(text)
+    def tell(self, text: str, details: str = "") -> None:
+        """Tell the user what went wrong and what is done about it; the details go into the log only."""
+        _LOGGER.warning("%s", f"{text}\n{details}" if details else text)
 
     @abstractmethod
     async def call_host(self, host: str, method: str, *arguments: Any) -> Any:
@@ -81,6 +81,10 @@ class _RoundBooks:
     cohort_sizes: dict[str, int]
     turns: _Turns
     failures: dict[WorkKey, ClientFailure]
+
+
+class _PlaceGoneError(Exception):
+    """The pool was lost before it got the cohort."""
 
 
 class _Turns:
@@ -240,11 +244,13 @@ class Conductor:
             place = await places.take(alone=attempts.wants_to_be_alone)
             attempt = replace(cohort, failed=attempts.failed, attempt=next(self._attempts))
             try:
-                trained, at_edge = await self._train(attempt, place.pool, host, books)
+                trained, at_edge = await self._train(attempt, place, places, host, books)
+            except _PlaceGoneError:
+                continue
             except ClientError as error:
                 # A pool that hangs is of no use any more.
                 (places.end if isinstance(error, ClientHangError) else places.give)(place)
-                self._tell_of_client(attempts.after_client(error), error)
+                self._workers.tell(attempts.after_client(error), error.cause_traceback)
             except WorkerLostError as loss:
                 if loss.worker != pool_name(place.pool):
                     raise
@@ -269,7 +275,7 @@ class Conductor:
         books.failures.update(attempts.failures)
 
     async def _train(
-        self, cohort: Cohort, pool: int, host: str, books: _RoundBooks
+        self, cohort: Cohort, place: Place, places: Places, host: str, books: _RoundBooks
     ) -> tuple[TrainedCohort, list[CutMemory]]:
         """Train a cohort, or attempt it; nothing of it counts before it has come to its end."""
         call = self._workers.call_host
@@ -278,14 +284,12 @@ class Conductor:
         at_clients = [memory.client for memory in before]
         nothing: list[None] = [None] * len(cohort.members)
         trained = TrainedCohort([*nothing], [*nothing], {}, at_clients, ByteMeter())
+        if not places.is_there(place):
+            raise _PlaceGoneError
         if cohort.active_keys:
-            trained = await self._workers.train(pool, cohort, host, adapter_down, at_clients)
+            trained = await self._workers.train(place.pool, cohort, host, adapter_down, at_clients)
         at_edge = await call(host, "finish_cohort", cohort.ticket, trained.uploads, trained.reports, trained.diverged)
         return trained, at_edge
-
-    def _tell_of_client(self, text: str, error: ClientError) -> None:
-        _LOGGER.warning("%s\n%s", text, error.cause_traceback)
-        self._workers.tell(text)
 
     async def _evaluate(self, model: Adapters, places: Places, split: Split | None) -> Score:
         shared = self._workers.share(model)

@@ -100,9 +100,13 @@ class Places:
 
     def give(self, place: Place) -> None:
         """Give a place back."""
-        if place.generation == self._generation[place.pool]:
+        if self.is_there(place):
             self._free += [place.pool] * (self._pools.in_flight if place.alone else 1)
             self._serve()
+
+    def is_there(self, place: Place) -> bool:
+        """Return whether the place's pool is still the one that it was."""
+        return place.generation == self._generation[place.pool]
 
     def end(self, place: Place) -> None:
         """Replace a pool that hangs; whoever else had a place in it has no part in its death."""
@@ -116,7 +120,7 @@ class Places:
     def lose(self, place: Place) -> None:
         """Give up all places of a pool that died, until another one has been started for it."""
         pool = place.pool
-        if place.generation != self._generation[pool]:
+        if not self.is_there(place):
             return
         self._generation[pool] += 1
         self._free = [other for other in self._free if other != pool]

@@ -150,8 +150,8 @@ class _RayWorkers(Workers):
         again = f"-again-{self._num_started[name] - 1}" if self._num_started[name] > 1 else ""
         return f"{self._run_name}/{name}{again}"
 
-    def tell(self, text: str) -> None:
-        super().tell(text)
+    def tell(self, text: str, details: str = "") -> None:
+        super().tell(text, details)
         self._status(text)
 
     def is_working(self, pool: int) -> bool:

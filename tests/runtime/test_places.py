@@ -145,7 +145,7 @@ class Mortal(InlineWorkers):
     async def recover(self, loss: WorkerLostError) -> None:
         self.said.append(f"recovered {loss.worker}")
 
-    def tell(self, text: str) -> None:
+    def tell(self, text: str, details: str = "") -> None:
         self.said.append(text)
 
     async def train(self, pool: int, cohort: Any, *arguments: Any) -> Any:

@@ -1,6 +1,7 @@
 """Whoever dies, the run goes on with the same numbers; who dies again and again ends it, and is named."""
 
 import os
+import random
 import subprocess
 import sys
 import tempfile
@@ -90,6 +91,31 @@ def test_who_dies_again_and_again_ends_the_run_and_is_named(
     config = config.model_copy(update={"runtime": config.runtime.model_copy(update={"retries": 1})})
     with pytest.raises(WorkerError, match=message):
         execute(config, "ray")
+
+
+def random_moment(draw: random.Random, round_index: int, nodes: list[int]) -> dict[str, Any]:
+    """Return when somebody dies in a round: a pool, an edge group or the cloud, while it encodes what it sends."""
+    role = draw.choice(
+        ["activation_up", "gradient_up", "activation_down", "gradient_down", "adapter_up", "adapter_down"]
+    )
+    client = draw.randrange(4)
+    if role.startswith("adapter") and draw.random() < 0.5:
+        client = -2 - draw.choice(nodes)
+    steps = {} if role.startswith("adapter") else {"step": draw.randrange(2)}
+    return {"what": "die", "client": client, "round": round_index, "role": role, **steps}
+
+
+@pytest.mark.slow
+def test_twenty_deaths_at_random_moments_change_no_bit(topic_data: Path, tmp_path: Path, ray_cluster: None) -> None:
+    """One in each round. Which of the actors it is follows from the message: clients', edges' and the cloud's."""
+    few = ("topology.clients=4", "topology.edges=1", "evaluation.every=5", "runtime.pools=1")
+    undisturbed = execute(small_config(topic_data, *few, rounds=20, codec=chains()), "inline")
+    draw, nodes = random.Random(5), undisturbed.prepared.setting.network.edges.tolist()
+    incidents = [{**random_moment(draw, trial, nodes), "once": str(tmp_path / str(trial))} for trial in range(20)]
+    assert len({incident["role"] for incident in incidents}) == 6
+    disturbed = execute(small_config(topic_data, *few, rounds=20, codec=chains(*incidents)), "ray")
+    assert len(os.listdir(tmp_path)) == 20
+    assert_same_to_the_bit(disturbed, undisturbed)
 
 
 @pytest.mark.slow
