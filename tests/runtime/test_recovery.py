@@ -106,6 +106,7 @@ def random_moment(draw: random.Random, round_index: int, nodes: list[int]) -> di
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_twenty_deaths_at_random_moments_change_no_bit(topic_data: Path, tmp_path: Path, ray_cluster: None) -> None:
     """One in each round. Which of the actors it is follows from the message: clients', edges' and the cloud's."""
     few = ("topology.clients=4", "topology.edges=1", "evaluation.every=5", "runtime.pools=1")
@@ -119,11 +120,12 @@ def test_twenty_deaths_at_random_moments_change_no_bit(topic_data: Path, tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_node_is_lost_in_the_middle_of_a_round_and_no_bit_changes(topic_data: Path) -> None:
     """One of three, with a pool and at least one edge. The other pools go on; nobody waits for room for the third."""
     with tempfile.TemporaryDirectory(prefix="nodes-") as folder:  # Ray's sockets need a short path
         command = [sys.executable, "-m", "tests.runtime.on_nodes", str(topic_data), folder, "lose"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=580, check=False)
     assert done.returncode == 0, done.stderr
     assert "the same on 2 of 3 nodes" in done.stdout
     assert "round 0 is done again from its start (1 of 3)" in done.stdout
