@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import ray
 import torch
 from ray.exceptions import RayError, RayTaskError
 
@@ -17,6 +18,8 @@ from elsa_ray.model.shape import ModelShape
 from elsa_ray.model.split import Split
 from elsa_ray.model.tripartite import TripartiteModel
 from elsa_ray.runtime.failure import WaitTimeoutError, WorkerError, naming
+from elsa_ray.runtime.fingerprint import NumericFingerprint, this_process
+from elsa_ray.runtime.gpu_memory import hold_to
 from elsa_ray.runtime.host import Cloud, EdgeServer, ModelHost
 from elsa_ray.runtime.pool import ClientPool, TrainedCohort
 from elsa_ray.runtime.weights import PackedModel, unpack_model
@@ -39,6 +42,8 @@ class WorkerSettings:
         device: cpu or cuda.
         threads: of each actor's matrix products; fixed, so that the numbers are.
         timeout_seconds: longest wait for another actor's answer.
+        gpu_memory_bytes: most that the actor may take of its GPU, context included; None for no limit.
+        gpu_context_bytes: of the context.
     """
 
     recipe: Recipe
@@ -47,20 +52,39 @@ class WorkerSettings:
     device: str
     threads: int
     timeout_seconds: float
+    gpu_memory_bytes: int | None = None
+    gpu_context_bytes: int = 0
 
     def build_model(self, packed: PackedModel) -> TripartiteModel:
         """Return the cohort's backbone around the shared weights."""
         torch.set_num_threads(self.threads)
+        if self.gpu_memory_bytes is not None and self.device == "cuda":
+            hold_to(self.gpu_memory_bytes, self.gpu_context_bytes)
         model = unpack_model(packed).to(self.device)
         return TripartiteModel(model, family_of(model.config), self.shape, self.layout)
+
+
+@dataclass(frozen=True)
+class WorkerFacts:
+    """What an actor tells of where it runs.
+
+    Attributes:
+        node_id: Ray's.
+        fingerprint: of its arithmetic.
+    """
+
+    node_id: str
+    fingerprint: NumericFingerprint
 
 
 class _Actor:
     """What all actors can tell of themselves."""
 
-    def ready(self) -> bool:
+    _device: str
+
+    def ready(self) -> WorkerFacts:
         """Answer once the actor is built."""
-        return True
+        return WorkerFacts(ray.get_runtime_context().get_node_id(), this_process(self._device))
 
     def peak_memory_bytes(self) -> int:
         """Return the most resident memory that this process had."""
@@ -71,6 +95,7 @@ class HostActor(_Actor):
     """Carries the cloud or an edge group."""
 
     def __init__(self, kind: type[ModelHost], settings: WorkerSettings, packed: PackedModel) -> None:
+        self._device = settings.device
         self._host = kind(settings.build_model(packed), settings.recipe)
 
     def call(self, method: str, *arguments: Any) -> Any:
@@ -83,6 +108,7 @@ class PoolActor(_Actor):
     """Carries a client pool. Asynchronous: while one cohort waits for its edge, another one trains."""
 
     def __init__(self, settings: WorkerSettings, packed: PackedModel, task: Task) -> None:
+        self._device = settings.device
         self._timeout_seconds = settings.timeout_seconds
         self._pool = ClientPool(settings.build_model(packed), settings.recipe, task)
 

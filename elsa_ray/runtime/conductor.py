@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from elsa_ray.clustering.trust import TrustState
 from elsa_ray.model.adapters import Adapters
 from elsa_ray.model.split import Split
 from elsa_ray.protocols.protocol import ProtocolState, RoundResults
+from elsa_ray.runtime.free_pools import FreePools
 from elsa_ray.runtime.host import HostReport
 from elsa_ray.runtime.jobs import CLOUD, HostJob, RoundJob, StageJob
 from elsa_ray.runtime.pool import TrainedCohort
@@ -33,6 +34,12 @@ class Workers(ABC):
     num_pools: int
     in_flight: int
     num_pieces: int
+    near: Mapping[str, Collection[int]] = {}
+    """For each host the pools that are close to it."""
+
+    def pools_for(self, cohort: Cohort) -> Sequence[int]:
+        """Return the pools that may train a cohort; it decides where it is computed, and nothing else."""
+        return range(self.num_pools)
 
     @abstractmethod
     async def call_host(self, host: str, method: str, *arguments: Any) -> Any:
@@ -123,9 +130,7 @@ class Conductor:
             host_of_version: which host needs each older model.
             evaluate: score the new global model on the test set.
         """
-        free_pools: asyncio.Queue[int] = asyncio.Queue()
-        for place in range(self._workers.num_pools * self._workers.in_flight):
-            free_pools.put_nowait(place % self._workers.num_pools)
+        free_pools = FreePools(self._workers.num_pools, self._workers.in_flight, self._workers.near)
         turns = _Turns(cohort for host in job.hosts for stage in host.stages for cohort in stage.cohorts)
         books = _RoundBooks({}, ByteMeter(), dict(state.memories), {}, turns)
         names = list(dict.fromkeys([CLOUD, *(host.host for host in job.hosts)]))
@@ -157,9 +162,7 @@ class Conductor:
         over_cuts = None if job.tested_split is None else await self._evaluate(model, free_pools, job.tested_split)
         return replace(results, score=score, score_over_cuts=over_cuts)
 
-    async def _run_edge_group(
-        self, host: HostJob, job: RoundJob, books: _RoundBooks, free_pools: asyncio.Queue[int]
-    ) -> None:
+    async def _run_edge_group(self, host: HostJob, job: RoundJob, books: _RoundBooks, free_pools: FreePools) -> None:
         for node in host.nodes:
             payload = await self._workers.call_host(CLOUD, "send_model", node, job.trunk_bytes)
             await self._workers.call_host(host.host, "receive_model", job.round_index, node, payload)
@@ -175,9 +178,7 @@ class Conductor:
             payloads = await self._workers.call_host(host.host, "send_tables", round_index, table)
             await self._workers.call_host(CLOUD, "receive_tables", round_index, table, *payloads)
 
-    async def _run_stages(
-        self, host: HostJob, job: RoundJob, books: _RoundBooks, free_pools: asyncio.Queue[int]
-    ) -> None:
+    async def _run_stages(self, host: HostJob, job: RoundJob, books: _RoundBooks, free_pools: FreePools) -> None:
         for stage in host.stages:
             await _all(self._run_cohort(cohort, host.host, books, free_pools) for cohort in stage.cohorts)
             await self._gather(host, job.round_index, stage)
@@ -188,9 +189,9 @@ class Conductor:
             if not takes_edges:
                 await self._workers.call_host(host.host, "gather", round_index, gather)
 
-    async def _run_cohort(self, cohort: Cohort, host: str, books: _RoundBooks, free_pools: asyncio.Queue[int]) -> None:
+    async def _run_cohort(self, cohort: Cohort, host: str, books: _RoundBooks, free_pools: FreePools) -> None:
         await books.turns.wait(cohort)
-        pool = await free_pools.get()
+        pool = await free_pools.take(self._workers.pools_for(cohort), host)
         try:
             clients = [member.key.client for member in cohort.members]
             before = [books.memories.get(client, NOTHING) for client in clients]
@@ -202,7 +203,7 @@ class Conductor:
                 host, "finish_cohort", cohort.name, trained.uploads, trained.reports
             )
         finally:
-            free_pools.put_nowait(pool)
+            free_pools.give_back(pool)
         for client, at_client, own_edge in zip(clients, trained.memories, at_edge, strict=True):
             books.memories[client] = Memories(at_client, own_edge)
         books.turns.end(cohort)
@@ -210,15 +211,15 @@ class Conductor:
         books.losses.update(trained.losses)
         books.meter.merge(trained.meter)
 
-    async def _evaluate(self, model: Adapters, free_pools: asyncio.Queue[int], split: Split | None) -> Score:
+    async def _evaluate(self, model: Adapters, free_pools: FreePools, split: Split | None) -> Score:
         shared = self._workers.share(model)
 
         async def score(piece: int) -> Score:
-            pool = await free_pools.get()
+            pool = await free_pools.take(range(self._workers.num_pools), CLOUD)
             try:
                 return await self._workers.score(pool, shared, piece, split)
             finally:
-                free_pools.put_nowait(pool)
+                free_pools.give_back(pool)
 
         scores = await _all(score(piece) for piece in range(self._workers.num_pieces))
         total = scores[0]

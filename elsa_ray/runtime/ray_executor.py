@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-import math
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import ray
 from transformers import PreTrainedModel
 
-from elsa_ray.config.runtime import ActorResources
 from elsa_ray.model.adapters import Adapters
 from elsa_ray.model.split import Split
 from elsa_ray.protocols.setting import Setting
-from elsa_ray.runtime.actors import HOST_KINDS, HostActor, PoolActor, WorkerSettings, answer_of
+from elsa_ray.runtime.actors import HOST_KINDS, HostActor, PoolActor, WorkerFacts, WorkerSettings, answer_of
 from elsa_ray.runtime.cluster import Cluster, join_cluster
 from elsa_ray.runtime.conductor import Workers
+from elsa_ray.runtime.demand import place_run
 from elsa_ray.runtime.executor import ConductedExecutor
 from elsa_ray.runtime.failure import WaitTimeoutError, WorkerError
-from elsa_ray.runtime.jobs import CLOUD, host_names
+from elsa_ray.runtime.fingerprint import NumericFingerprint, differences
+from elsa_ray.runtime.jobs import CLOUD
+from elsa_ray.runtime.placement import PlacedActor, Placement
 from elsa_ray.runtime.pool import TrainedCohort
+from elsa_ray.runtime.ray_placement import Reservation, cluster_nodes, nodes_at
 from elsa_ray.runtime.weights import pack_model
 from elsa_ray.training.cohort import Cohort
 from elsa_ray.training.evaluation import Score, evaluation_pieces
@@ -40,21 +43,34 @@ class RayExecutor(ConductedExecutor):
         recipe: seed, optimiser, chains.
         address: of a running cluster; None for RAY_ADDRESS, else a local Ray.
         status: told what is waited for.
+        announce: told what a reader of the run must know: where it is computed, and whether its bits can be had again.
 
     Raises:
-        InputError: nothing answers at the address.
+        InputError: nothing answers at the address, or the actors ask for what no node can give.
         WaitTimeoutError: the cluster did not find room for the actors in time.
     """
 
     name = "ray"
 
     def __init__(
-        self, setting: Setting, model: PreTrainedModel, recipe: Recipe, *, address: str | None, status: Status
+        self,
+        setting: Setting,
+        model: PreTrainedModel,
+        recipe: Recipe,
+        *,
+        address: str | None,
+        status: Status,
+        announce: Status = lambda text: None,
     ) -> None:
         self._cluster: Cluster = join_cluster(address)
         self._workers: _RayWorkers | None = None
         try:
-            self._workers = _RayWorkers(setting, model, recipe, status)
+            placement = place_run(setting, cluster_nodes(with_gpu_memory=_limits_gpu_memory(setting)))
+            for line in placement.lines():
+                announce(line)
+            self._workers = _RayWorkers(setting, model, recipe, placement, status)
+            for line in differences(self._workers.fingerprints()):
+                announce(f"not bit-reproducible: {line}")
         except BaseException:
             self._leave()
             raise
@@ -75,15 +91,39 @@ class RayExecutor(ConductedExecutor):
         """Return the summed peaks of all actors' resident memory; shared pages count in each."""
         return self._workers.peak_memory_bytes() if self._workers is not None else 0
 
+    def nodes_of_actors(self) -> dict[str, str]:
+        """Return Ray's id of the node of each actor by the actor's name."""
+        facts = self._workers.facts if self._workers is not None else {}
+        return {name: own.node_id for name, own in facts.items()}
+
+    def fingerprints(self) -> Mapping[str, Sequence[NumericFingerprint]]:
+        """Return those of all actors."""
+        return self._workers.fingerprints() if self._workers is not None else {}
+
+
+def planned_placement(setting: Setting, address: str | None) -> Placement:
+    """Return where the actors of a run would go now, without starting anything.
+
+    Raises:
+        InputError: nothing answers at the address, or the actors ask for what no node can give.
+    """
+    return place_run(setting, nodes_at(address, with_gpu_memory=_limits_gpu_memory(setting)))
+
 
 class _RayWorkers(Workers):
     """Handles of the actors."""
 
-    def __init__(self, setting: Setting, model: PreTrainedModel, recipe: Recipe, status: Status) -> None:
+    def __init__(
+        self, setting: Setting, model: PreTrainedModel, recipe: Recipe, placement: Placement, status: Status
+    ) -> None:
         config = setting.config
         self.in_flight = config.runtime.in_flight
-        self.num_pools = num_pools(setting)
+        self.num_pools = len(placement.pools)
         self.num_pieces = len(evaluation_pieces(setting.task.test))
+        self.near = placement.near()
+        self.placement = placement
+        self.facts: dict[str, WorkerFacts] = {}
+        self._device_of_client = [device.name for device in setting.fleet.clients]
         self._timeout_seconds = config.runtime.timeout_seconds
         self._hosts: dict[str, Any] = {}
         self._pools: list[Any] = []
@@ -94,22 +134,40 @@ class _RayWorkers(Workers):
             device=str(config.numerics.device),
             threads=config.runtime.threads,
             timeout_seconds=self._timeout_seconds,
+            gpu_context_bytes=int(config.runtime.gpu_context),
         )
         packed = ray.put(pack_model(model, causal_lm=setting.task.kind == "causal_lm"))
         task = ray.put(setting.task)
-        shares = _Shares(setting, self.num_pools)
         # Names are for people who watch the cluster; several runs may share it.
         run_name = f"{config.name}-{secrets.token_hex(4)}"
-        for name in [CLOUD, *host_names(setting)]:
-            is_cloud = name == CLOUD
-            asked = config.runtime.cloud_resources if is_cloud else config.runtime.edge_resources
-            actor: Any = ray.remote(HostActor).options(name=f"{run_name}/{name}", **shares.of(asked))
-            self._hosts[name] = actor.remote(HOST_KINDS[is_cloud], settings, packed)
-        for position in range(self.num_pools):
-            options = {"name": f"{run_name}/pool-{position}", "max_concurrency": self.in_flight}
-            actor = ray.remote(PoolActor).options(**options, **shares.of(config.runtime.pool_resources))
-            self._pools.append(actor.remote(settings, packed, task))
-        self._wait_until_ready(config.runtime.startup_timeout_seconds, status)
+        self._reservation = Reservation(placement, run_name)
+        try:
+            for placed in placement.hosts:
+                actor: Any = ray.remote(HostActor).options(**self._options(run_name, placed))
+                kind = HOST_KINDS[placed.name == CLOUD]
+                self._hosts[placed.name] = actor.remote(kind, _own(settings, placed), packed)
+            for placed in placement.pools:
+                actor = ray.remote(PoolActor).options(max_concurrency=self.in_flight, **self._options(run_name, placed))
+                self._pools.append(actor.remote(_own(settings, placed), packed, task))
+            self._wait_until_ready(config.runtime.startup_timeout_seconds, status)
+        except BaseException:
+            self.end()
+            raise
+
+    def _options(self, run_name: str, placed: PlacedActor) -> dict[str, Any]:
+        return {"name": f"{run_name}/{placed.name}", **self._reservation.options(placed)}
+
+    def pools_for(self, cohort: Cohort) -> Sequence[int]:
+        """Return the pools of the device that most members have."""
+        return self.placement.pools_for([self._device_of_client[member.key.client] for member in cohort.members])
+
+    def fingerprints(self) -> dict[str, list[NumericFingerprint]]:
+        """Return the actors' numeric fingerprints by kind."""
+        by_kind: dict[str, list[NumericFingerprint]] = {}
+        for placed in self.placement.actors:
+            kind = "pools" if placed.name.startswith("pool-") else placed.kind
+            by_kind.setdefault(kind, []).append(self.facts[placed.name].fingerprint)
+        return by_kind
 
     async def call_host(self, host: str, method: str, *arguments: Any) -> Any:
         reference = self._hosts[host].call.remote(method, *arguments)
@@ -134,9 +192,10 @@ class _RayWorkers(Workers):
         return ray.put(adapters)
 
     def end(self) -> None:
-        """Kill all actors."""
+        """Kill all actors and give their room back."""
         for actor in [*self._pools, *self._hosts.values()]:
             ray.kill(actor)
+        self._reservation.end()
 
     def peak_memory_bytes(self) -> int:
         references = [actor.peak_memory_bytes.remote() for actor in [*self._pools, *self._hosts.values()]]
@@ -152,7 +211,7 @@ class _RayWorkers(Workers):
             for reference in done:
                 name = waiting.pop(reference)
                 try:
-                    ray.get(reference)
+                    self.facts[name] = ray.get(reference)
                 except ray.exceptions.RayError as error:
                     raise WorkerError(f"starting {name}: {str(error).strip().splitlines()[-1]}", str(error)) from None
             if waiting and time.monotonic() > deadline:
@@ -163,35 +222,11 @@ class _RayWorkers(Workers):
                 )
 
 
-class _Shares:
-    """Turns the config's resources into Ray options, with ``auto`` decided from what the cluster has."""
-
-    def __init__(self, setting: Setting, pools: int) -> None:
-        total = ray.cluster_resources()
-        actors = pools + len(host_names(setting)) + 1
-        on_gpu = setting.config.numerics.device == "cuda"
-        self._num_cpus = min(1.0, _rounded_down(total.get("CPU", 1.0) / pools))
-        self._num_gpus = _rounded_down(total.get("GPU", 0.0) / actors) if on_gpu else 0.0
-
-    def of(self, asked: ActorResources) -> dict[str, Any]:
-        """Return the options of an actor."""
-        return {
-            "num_cpus": self._num_cpus if asked.num_cpus == "auto" else asked.num_cpus,
-            "num_gpus": self._num_gpus if asked.num_gpus == "auto" else asked.num_gpus,
-            "resources": dict(asked.custom),
-        }
+def _own(settings: WorkerSettings, placed: PlacedActor) -> WorkerSettings:
+    return replace(settings, gpu_memory_bytes=placed.need.gpu_memory_bytes)
 
 
-def num_pools(setting: Setting) -> int:
-    """Return the number of client pools: as configured, by clients a pool, or one a CPU of the cluster."""
+def _limits_gpu_memory(setting: Setting) -> bool:
     runtime = setting.config.runtime
-    if runtime.clients_per_pool is not None:
-        return math.ceil(setting.num_clients / runtime.clients_per_pool)
-    if runtime.pools == "auto":
-        return max(1, min(int(ray.cluster_resources().get("CPU", 1)), setting.num_clients))
-    return runtime.pools
-
-
-def _rounded_down(share: float) -> float:
-    """Ray counts resources in ten-thousandths."""
-    return math.floor(share * 10_000) / 10_000
+    asked = (runtime.cloud_resources, runtime.edge_resources, runtime.pool_resources, *runtime.pools_by_device.values())
+    return setting.config.numerics.device == "cuda" and any(own.gpu_memory is not None for own in asked)
