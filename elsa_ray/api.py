@@ -256,6 +256,7 @@ class _Recorder:
                 world_state = self._before.world
             for finished in rounds(self._prepared, self._state, executor, world_state):
                 self._folder.write_round(finished, self._prepared.setting)
+                executor.observe(finished.report, finished.results, finished.wall_seconds)
                 self._state = finished.state
                 records = self._folder.state()
                 self._checkpoints.write(Checkpoint(finished.state, finished.world_state, records, self._wall_seconds()))

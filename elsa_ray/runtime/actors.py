@@ -21,6 +21,7 @@ from elsa_ray.runtime.failure import WaitTimeoutError, WorkerError, naming
 from elsa_ray.runtime.fingerprint import NumericFingerprint, this_process
 from elsa_ray.runtime.gpu_memory import hold_to
 from elsa_ray.runtime.host import Cloud, EdgeServer, ModelHost
+from elsa_ray.runtime.metrics import WorkerMetrics
 from elsa_ray.runtime.pool import ClientPool, TrainedCohort
 from elsa_ray.runtime.weights import PackedModel, unpack_model
 from elsa_ray.tasks.task import Task
@@ -44,6 +45,7 @@ class WorkerSettings:
         timeout_seconds: longest wait for another actor's answer.
         gpu_memory_bytes: most that the actor may take of its GPU, context included; None for no limit.
         gpu_context_bytes: of the context.
+        run: the run's name, for its metrics.
     """
 
     recipe: Recipe
@@ -54,6 +56,7 @@ class WorkerSettings:
     timeout_seconds: float
     gpu_memory_bytes: int | None = None
     gpu_context_bytes: int = 0
+    run: str = ""
 
     def build_model(self, packed: PackedModel) -> TripartiteModel:
         """Return the cohort's backbone around the shared weights."""
@@ -96,11 +99,12 @@ class HostActor(_Actor):
 
     def __init__(self, kind: type[ModelHost], settings: WorkerSettings, packed: PackedModel) -> None:
         self._device = settings.device
+        self._metrics = WorkerMetrics(settings.run, "cloud" if kind is Cloud else "edge")
         self._host = kind(settings.build_model(packed), settings.recipe)
 
     def call(self, method: str, *arguments: Any) -> Any:
         """Call a method of the host."""
-        with naming(method, ()):
+        with self._metrics.timed(method), naming(method, ()):
             return getattr(self._host, method)(*arguments)
 
 
@@ -109,6 +113,7 @@ class PoolActor(_Actor):
 
     def __init__(self, settings: WorkerSettings, packed: PackedModel, task: Task) -> None:
         self._device = settings.device
+        self._metrics = WorkerMetrics(settings.run, "pool")
         self._timeout_seconds = settings.timeout_seconds
         self._pool = ClientPool(settings.build_model(packed), settings.recipe, task)
 
@@ -125,14 +130,17 @@ class PoolActor(_Actor):
         async def ask_edge(request: EdgeRequest) -> Payloads:
             what = f"{host_name} to answer {request.call.value} of step {request.step} of cohort {cohort.name}"
             reference = host.call.remote("answer", cohort.name, request)
-            payloads: Payloads = await answer_of(reference, self._timeout_seconds, what)
+            with self._metrics.timed("wait_for_edge"):
+                payloads: Payloads = await answer_of(reference, self._timeout_seconds, what)
             return payloads
 
-        return await self._pool.train(cohort, adapter_down, memories, ask_edge)
+        with self._metrics.timed("train"):
+            return await self._pool.train(cohort, adapter_down, memories, ask_edge)
 
     async def score(self, adapters: Adapters, piece: int, split: Split | None) -> Score:
         """Score a piece of the test set."""
-        return self._pool.score(adapters, piece, split)
+        with self._metrics.timed("score"):
+            return self._pool.score(adapters, piece, split)
 
 
 async def answer_of(reference: Any, timeout_seconds: float, what: str) -> Any:

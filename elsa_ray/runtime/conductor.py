@@ -41,6 +41,10 @@ class Workers(ABC):
         """Return the pools that may train a cohort; it decides where it is computed, and nothing else."""
         return range(self.num_pools)
 
+    def cohorts_changed(self, waiting: int, in_pools: int) -> None:
+        """Hear how many cohorts wait for a pool, and how many are in one."""
+        return None
+
     @abstractmethod
     async def call_host(self, host: str, method: str, *arguments: Any) -> Any:
         """Call a method of a host (``cloud`` or an edge group) and return what it returns."""
@@ -130,7 +134,9 @@ class Conductor:
             host_of_version: which host needs each older model.
             evaluate: score the new global model on the test set.
         """
-        free_pools = FreePools(self._workers.num_pools, self._workers.in_flight, self._workers.near)
+        free_pools = FreePools(
+            self._workers.num_pools, self._workers.in_flight, self._workers.near, self._workers.cohorts_changed
+        )
         turns = _Turns(cohort for host in job.hosts for stage in host.stages for cohort in stage.cohorts)
         books = _RoundBooks({}, ByteMeter(), dict(state.memories), {}, turns)
         names = list(dict.fromkeys([CLOUD, *(host.host for host in job.hosts)]))

@@ -13,7 +13,7 @@ import torch
 from elsa_ray.model.adapters import Adapters
 from elsa_ray.model.split import Split
 from elsa_ray.model.tripartite import TripartiteModel
-from elsa_ray.protocols.protocol import ProtocolState, RoundResults
+from elsa_ray.protocols.protocol import ProtocolState, RoundReport, RoundResults
 from elsa_ray.protocols.setting import Setting
 from elsa_ray.runtime.conductor import Conductor, Workers
 from elsa_ray.runtime.failure import naming
@@ -57,6 +57,10 @@ class Executor(ABC):
     def fingerprints(self) -> Mapping[str, Sequence[NumericFingerprint]]:
         """Return the workers' numeric fingerprints by kind of worker; none where nothing is computed."""
         return {}
+
+    def observe(self, report: RoundReport, results: RoundResults, wall_seconds: Mapping[str, float]) -> None:
+        """Hear of a finished round, for whoever watches the workers."""
+        return None
 
 
 class NoExecutor(Executor):

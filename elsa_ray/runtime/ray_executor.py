@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,6 +14,7 @@ from transformers import PreTrainedModel
 
 from elsa_ray.model.adapters import Adapters
 from elsa_ray.model.split import Split
+from elsa_ray.protocols.protocol import RoundReport, RoundResults
 from elsa_ray.protocols.setting import Setting
 from elsa_ray.runtime.actors import HOST_KINDS, HostActor, PoolActor, WorkerFacts, WorkerSettings, answer_of
 from elsa_ray.runtime.cluster import Cluster, join_cluster
@@ -22,6 +24,7 @@ from elsa_ray.runtime.executor import ConductedExecutor
 from elsa_ray.runtime.failure import WaitTimeoutError, WorkerError
 from elsa_ray.runtime.fingerprint import NumericFingerprint, differences
 from elsa_ray.runtime.jobs import CLOUD
+from elsa_ray.runtime.metrics import RunMetrics
 from elsa_ray.runtime.placement import PlacedActor, Placement
 from elsa_ray.runtime.pool import TrainedCohort
 from elsa_ray.runtime.ray_placement import Reservation, cluster_nodes, nodes_at
@@ -91,6 +94,11 @@ class RayExecutor(ConductedExecutor):
         """Return the summed peaks of all actors' resident memory; shared pages count in each."""
         return self._workers.peak_memory_bytes() if self._workers is not None else 0
 
+    def observe(self, report: RoundReport, results: RoundResults, wall_seconds: Mapping[str, float]) -> None:
+        """Tell the cluster's monitoring of a finished round."""
+        if self._workers is not None:
+            self._workers.metrics.round(report, results, wall_seconds)
+
     def nodes_of_actors(self) -> dict[str, str]:
         """Return Ray's id of the node of each actor by the actor's name."""
         facts = self._workers.facts if self._workers is not None else {}
@@ -123,6 +131,8 @@ class _RayWorkers(Workers):
         self.near = placement.near()
         self.placement = placement
         self.facts: dict[str, WorkerFacts] = {}
+        self.metrics = RunMetrics(config.name)
+        self.metrics.workers(Counter("pools" if own.name.startswith("pool-") else own.kind for own in placement.actors))
         self._device_of_client = [device.name for device in setting.fleet.clients]
         self._timeout_seconds = config.runtime.timeout_seconds
         self._hosts: dict[str, Any] = {}
@@ -135,6 +145,7 @@ class _RayWorkers(Workers):
             threads=config.runtime.threads,
             timeout_seconds=self._timeout_seconds,
             gpu_context_bytes=int(config.runtime.gpu_context),
+            run=config.name,
         )
         packed = ray.put(pack_model(model, causal_lm=setting.task.kind == "causal_lm"))
         task = ray.put(setting.task)
@@ -160,6 +171,10 @@ class _RayWorkers(Workers):
     def pools_for(self, cohort: Cohort) -> Sequence[int]:
         """Return the pools of the device that most members have."""
         return self.placement.pools_for([self._device_of_client[member.key.client] for member in cohort.members])
+
+    def cohorts_changed(self, waiting: int, in_pools: int) -> None:
+        """Tell the cluster's monitoring."""
+        self.metrics.waiting(waiting, in_pools)
 
     def fingerprints(self) -> dict[str, list[NumericFingerprint]]:
         """Return the actors' numeric fingerprints by kind."""
