@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from elsa_ray.config.clustering import ClusteringConfig, TrustConfig
+from elsa_ray.config.failure import ClientFailureConfig
 from elsa_ray.config.section import PositiveInt, Section
 from elsa_ray.config.split import SplitChoice, SplitConfig
 from elsa_ray.config.units import NumBytes, Seconds
@@ -68,6 +69,8 @@ class ProtocolConfig(Section):
     wire_dtype: Literal["fp64", "fp32", "bf16", "fp16"] = "fp32"
     """Format of the numbers on the wire, whatever the precision of the computation."""
     stop: StopConfig = StopConfig()
+    client_failure: ClientFailureConfig = ClientFailureConfig()
+    """What is done when a client's own computation fails."""
 
     @model_validator(mode="before")
     @classmethod

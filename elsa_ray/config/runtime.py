@@ -62,6 +62,8 @@ class RuntimeConfig(Section):
     """Threads of each worker's matrix products."""
     timeout_seconds: Annotated[Seconds, Field(gt=0)] = 600.0
     """Longest wait for an answer. A pool that trains a cohort has this long for each step of each cohort in flight."""
+    retries: Annotated[int, Field(ge=0)] = 3
+    """How often the same work is done again, a cohort or a whole round, because a worker or its node died."""
     startup_timeout_seconds: Seconds = 600.0
     """Longest wait for the cluster to grow until the actors fit."""
     keep_checkpoints: Annotated[int, Field(ge=0)] = 2

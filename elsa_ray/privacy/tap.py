@@ -133,7 +133,11 @@ class TappedPool(ClientPool):
         self._tap = tap
 
     async def train(
-        self, cohort: Cohort, adapter_down: Sequence[bytes], memories: Sequence[ClientMemory], ask_edge: AskEdge
+        self,
+        cohort: Cohort,
+        adapter_down: Sequence[bytes | None],
+        memories: Sequence[ClientMemory],
+        ask_edge: AskEdge,
     ) -> TrainedCohort:
         """Train a cohort as any pool."""
         self._tap.begin(cohort)
@@ -163,7 +167,7 @@ class TappedExecutor(InlineExecutor):
     def __init__(self, setting: Setting, model: TripartiteModel, recipe: Recipe, num_clients: int) -> None:
         super().__init__(setting, model, recipe)
         self.tap = Tap(num_clients, recipe.chains.edge_calibrates)
-        self._conductor = Conductor(_TappedWorkers(setting, model, recipe, self.tap), setting.cloud)
+        self._conductor = Conductor(_TappedWorkers(setting, model, recipe, self.tap), setting)
 
     def run(self, plan: Plan, timeline: Timeline, state: ProtocolState, *, evaluate: bool) -> RoundResults:
         """Train and aggregate."""

@@ -118,7 +118,7 @@ class Elsa(Protocol):
         assert isinstance(after, ElsaState)
         after = replace(
             after,
-            calibrated={**state.calibrated, **_calibrated(state, timeline)},
+            calibrated={**state.calibrated, **_calibrated(state, results, timeline)},
             held_layers=_held_after(state, timeline),
             probe_holders=state.probe_holders | _reached(timeline, Role.PROBE),
             untold=state.untold - _told(self.setting, state, timeline),
@@ -423,12 +423,13 @@ def _is_arrived(timeline: Timeline, role: Role) -> npt.NDArray[np.bool_]:
     return arrived
 
 
-def _calibrated(state: ElsaState, timeline: Timeline) -> dict[int, int]:
+def _calibrated(state: ElsaState, results: RoundResults, timeline: Timeline) -> dict[int, int]:
     """Return the global rounds of the calibrations that were made by work which has arrived now, by client.
 
-    Who was given another edge or another cut while it was late has made its own in vain.
+    Who was given another edge or another cut while it was late has made its own in vain; who failed has made none.
     """
     work, arrived = timeline.work, {key for keys in timeline.arrivals for key in keys}
+    arrived -= {failure.key for failure in results.failures}
     rounds = {}
     for row in np.flatnonzero(work.calibrates).tolist():
         key = work.key(row)

@@ -18,6 +18,7 @@ from elsa_ray.protocols.sampling import sample_clients
 from elsa_ray.protocols.setting import Setting
 from elsa_ray.training.cohort import VersionKey
 from elsa_ray.training.evaluation import Score
+from elsa_ray.training.failure import ClientFailure
 from elsa_ray.training.memory import MemoriesOfClients
 from elsa_ray.world.plan import ActivityKind, Ints, Plan, WorkKey
 from elsa_ray.world.roles import Role
@@ -60,7 +61,7 @@ class RoundResults:
         adapters: the new global model's; None if nothing was trained.
         versions: the models that pending work has started from.
         losses: mean training loss of each work item that was aggregated.
-        failed: work whose adapters are not finite; it had no weight.
+        failed: work whose computation failed or whose numbers are not finite; it had no weight.
         encoded_bytes: lengths of the payloads that were really encoded, by role.
         score: the global model on the test set, when this round was evaluated.
         score_over_cuts: the same with codecs at its cuts, where that is asked for.
@@ -69,6 +70,7 @@ class RoundResults:
         decisions: what changed in the standings, and why.
         fingerprints: as the cloud was told them, a row of numbers a client.
         cohort_sizes: members of each cohort that was trained.
+        failures: work that was left out because its client's computation failed; it stands in ``failed`` too.
     """
 
     adapters: Adapters | None = None
@@ -83,6 +85,7 @@ class RoundResults:
     decisions: tuple[TrustEvent, ...] = ()
     fingerprints: Mapping[int, npt.NDArray[np.float32]] = field(default_factory=dict)
     cohort_sizes: tuple[int, ...] = ()
+    failures: tuple[ClientFailure, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -86,6 +86,7 @@ def round_line(round_: Round, setting: Setting, arrived: ArrivedWork, parts: Tra
         "dropped": list(report.dropped),
         "late": list(report.late),
         "failed": list(report.failed),
+        "failures": _failures(round_),
         "parked": list(round_.plan.parked_clients),
         "excluded": list(report.excluded),
         "moved": {str(client): _node_name(setting, node) for client, node in report.moved},
@@ -98,6 +99,14 @@ def round_line(round_: Round, setting: Setting, arrived: ArrivedWork, parts: Tra
 def _link(load: LinkLoad) -> dict[str, Any]:
     profile = [round(value, 4) for value in load.profile_B.tolist()]
     return {"name": load.name, "num_bytes": load.num_bytes, "utilisation": load.utilisation, "profile": profile}
+
+
+def _failures(round_: Round) -> list[dict[str, Any]]:
+    """Return of each work item that failed, why."""
+    reasons = {failure.key: failure.reason for failure in round_.results.failures}
+    return [
+        {**key._asdict(), "reason": reasons.get(key, "its adapters are not finite")} for key in round_.results.failed
+    ]
 
 
 def _node_name(setting: Setting, node: int) -> str | None:

@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import resource
+import sys
+import threading
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 import torch
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import (
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+    WorkerCrashedError,
+)
 
 from elsa_ray.model.adapters import AdapterLayout, Adapters
 from elsa_ray.model.families import family_of
 from elsa_ray.model.shape import ModelShape
 from elsa_ray.model.split import Split
 from elsa_ray.model.tripartite import TripartiteModel
-from elsa_ray.runtime.failure import WaitTimeoutError, WorkerError, naming
+from elsa_ray.runtime.failure import WaitTimeoutError, WorkerError, WorkerLostError, naming
 from elsa_ray.runtime.fingerprint import NumericFingerprint, this_process
 from elsa_ray.runtime.gpu_memory import hold_to
 from elsa_ray.runtime.host import Cloud, EdgeServer, ModelHost
@@ -28,6 +39,7 @@ from elsa_ray.tasks.task import Task
 from elsa_ray.training.client import EdgeRequest
 from elsa_ray.training.cohort import Cohort
 from elsa_ray.training.evaluation import Score
+from elsa_ray.training.failure import Doing, NamedError
 from elsa_ray.training.memory import ClientMemory
 from elsa_ray.training.messages import Payloads
 from elsa_ray.training.recipe import Recipe
@@ -108,6 +120,10 @@ class HostActor(_Actor):
             return getattr(self._host, method)(*arguments)
 
 
+WATCHING = "watching"
+"""The concurrency group of what a pool answers at any time, also while it computes: it has a thread of its own."""
+
+
 class PoolActor(_Actor):
     """Carries a client pool. Asynchronous: while one cohort waits for its edge, another one trains."""
 
@@ -115,6 +131,7 @@ class PoolActor(_Actor):
         self._device = settings.device
         self._metrics = WorkerMetrics(settings.run, "pool")
         self._timeout_seconds = settings.timeout_seconds
+        self._thread: int | None = None
         self._pool = ClientPool(settings.build_model(packed), settings.recipe, task)
 
     async def train(
@@ -122,16 +139,17 @@ class PoolActor(_Actor):
         cohort: Cohort,
         host: Any,
         host_name: str,
-        adapter_down: Sequence[bytes],
+        adapter_down: Sequence[bytes | None],
         memories: Sequence[ClientMemory],
     ) -> TrainedCohort:
         """Train a cohort against its host; see ClientPool.train."""
+        self._thread = threading.get_ident()
 
         async def ask_edge(request: EdgeRequest) -> Payloads:
             what = f"{host_name} to answer {request.call.value} of step {request.step} of cohort {cohort.name}"
-            reference = host.call.remote("answer", cohort.name, request)
+            reference = host.call.remote("answer", cohort.ticket, request)
             with self._metrics.timed("wait_for_edge"):
-                payloads: Payloads = await answer_of(reference, self._timeout_seconds, what)
+                payloads: Payloads = await answer_of(reference, self._timeout_seconds, what, host_name)
             return payloads
 
         with self._metrics.timed("train"):
@@ -142,13 +160,36 @@ class PoolActor(_Actor):
         with self._metrics.timed("score"):
             return self._pool.score(adapters, piece, split)
 
+    @ray.method(concurrency_group=WATCHING)
+    async def alive(self) -> bool:
+        """Answer."""
+        return True
 
-async def answer_of(reference: Any, timeout_seconds: float, what: str) -> Any:
+    @ray.method(concurrency_group=WATCHING)
+    async def doing(self, ticket: tuple[str, int]) -> tuple[Doing, str] | None:
+        """Return what a cohort is doing right now, and where in the code this pool is; None if it is not here."""
+        doing = self._pool.doing(ticket)
+        frame = sys._current_frames().get(self._thread) if self._thread is not None else None
+        return (doing, "".join(traceback.format_stack(frame))) if doing is not None else None
+
+
+_LOST = (RayActorError, NodeDiedError, ObjectLostError, WorkerCrashedError, OutOfMemoryError)
+
+
+async def answer_of(reference: Any, timeout_seconds: float, what: str, worker: str = "") -> Any:
     """Wait for a call's result, at most so long.
+
+    Args:
+        reference: of the result.
+        timeout_seconds: so long.
+        what: is waited for, in words.
+        worker: who was called.
 
     Raises:
         WaitTimeoutError: the deadline passed; the message says what was waited for.
-        WorkerError: the call failed, or its actor died.
+        WorkerLostError: the worker died, or the result was lost.
+        WorkerError: the call failed.
+        ClientError: the computation of a client failed.
     """
 
     async def wait() -> Any:
@@ -160,11 +201,23 @@ async def answer_of(reference: Any, timeout_seconds: float, what: str) -> Any:
         raise WaitTimeoutError(f"waited {timeout_seconds:g} s for {what}") from None
     except RayTaskError as error:
         cause = error.cause
-        if isinstance(cause, WorkerError):
-            raise WorkerError(str(cause), cause.cause_traceback) from None
+        if isinstance(cause, NamedError):
+            raise cause from None
+        if isinstance(cause, _LOST):
+            raise WorkerLostError(f"{what}: {_reason(cause)}", worker, str(error)) from None
         raise WorkerError(f"{what}: {type(cause).__name__}: {cause}", str(error)) from None
+    except _LOST as error:
+        raise WorkerLostError(f"{what}: {_reason(error)}", worker, str(error)) from None
     except RayError as error:
-        raise WorkerError(f"{what}: {type(error).__name__}: {str(error).splitlines()[0]}", str(error)) from None
+        raise WorkerError(f"{what}: {_reason(error)}", str(error)) from None
+
+
+def _reason(error: RayError) -> str:
+    """Return in one line why Ray says that something was lost."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    because = [line for line in lines if line.startswith("The actor is dead because")]
+    line = (because or lines or [""])[0].partition(" Some common causes")[0]
+    return f"{type(error).__name__}: {line}"
 
 
 HOST_KINDS: dict[bool, type[ModelHost]] = {True: Cloud, False: EdgeServer}

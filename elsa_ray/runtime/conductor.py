@@ -7,7 +7,9 @@ bounded number of cohorts at once, so that it has work while one of them is at i
 from __future__ import annotations
 
 import asyncio
-from abc import ABC, abstractmethod
+import itertools
+import logging
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,22 +19,29 @@ from elsa_ray.clustering.trust import TrustState
 from elsa_ray.model.adapters import Adapters
 from elsa_ray.model.split import Split
 from elsa_ray.protocols.protocol import ProtocolState, RoundResults
-from elsa_ray.runtime.free_pools import FreePools
+from elsa_ray.protocols.setting import Setting
+from elsa_ray.runtime.attempts import MEMORY_HINT, Attempts
+from elsa_ray.runtime.failure import WorkerError, WorkerLostError, times
 from elsa_ray.runtime.host import HostReport
-from elsa_ray.runtime.jobs import CLOUD, HostJob, RoundJob, StageJob
+from elsa_ray.runtime.jobs import CLOUD, HostJob, RoundJob, StageJob, pool_name
+from elsa_ray.runtime.places import Place, Places, Pools
 from elsa_ray.runtime.pool import TrainedCohort
 from elsa_ray.training.cohort import ByteMeter, Cohort, VersionKey
 from elsa_ray.training.evaluation import Score
 from elsa_ray.training.evidence import stricter
-from elsa_ray.training.memory import NOTHING, ClientMemory, Memories
+from elsa_ray.training.failure import ClientError, ClientFailure, ClientHangError
+from elsa_ray.training.memory import NOTHING, ClientMemory, CutMemory, Memories
 from elsa_ray.world.plan import WorkKey
 
+_LOGGER = logging.getLogger("elsa_ray")
 
-class Workers(ABC):
-    """Carries calls to hosts and pools."""
 
-    num_pools: int
-    in_flight: int
+class Workers(Pools):
+    """Carries calls to hosts and pools.
+
+    A call that ends in a WorkerLostError has to be made again: of a pool to any pool, of a host after ``recover``.
+    """
+
     num_pieces: int
     near: Mapping[str, Collection[int]] = {}
     """For each host the pools that are close to it."""
@@ -41,9 +50,13 @@ class Workers(ABC):
         """Return the pools that may train a cohort; it decides where it is computed, and nothing else."""
         return range(self.num_pools)
 
-    def cohorts_changed(self, waiting: int, in_pools: int) -> None:
-        """Hear how many cohorts wait for a pool, and how many are in one."""
-        return None
+    async def recover(self, loss: WorkerLostError) -> None:
+        """Replace the host that was lost, and whoever else was, so that a round can begin."""
+        raise loss
+
+    def tell(self, text: str, details: str = "") -> None:
+        """Tell the user what went wrong and what is done about it; the details go into the log only."""
+        _LOGGER.warning("%s", f"{text}\n{details}" if details else text)
 
     @abstractmethod
     async def call_host(self, host: str, method: str, *arguments: Any) -> Any:
@@ -51,7 +64,7 @@ class Workers(ABC):
 
     @abstractmethod
     async def train(
-        self, pool: int, cohort: Cohort, host: str, adapter_down: list[bytes], memories: list[ClientMemory]
+        self, pool: int, cohort: Cohort, host: str, adapter_down: list[bytes | None], memories: list[ClientMemory]
     ) -> TrainedCohort:
         """Let a pool train a cohort against its host; see ClientPool.train."""
 
@@ -66,11 +79,18 @@ class Workers(ABC):
 
 @dataclass
 class _RoundBooks:
+    """What comes together in one attempt at a round. Only what is finished stands here, so nothing counts twice."""
+
     losses: dict[WorkKey, float]
     meter: ByteMeter
     memories: dict[int, Memories]
     cohort_sizes: dict[str, int]
     turns: _Turns
+    failures: dict[WorkKey, ClientFailure]
+
+
+class _PlaceGoneError(Exception):
+    """The pool was lost before it got the cohort."""
 
 
 class _Turns:
@@ -109,13 +129,18 @@ class _Turns:
 class Conductor:
     """Runs rounds on workers.
 
+    A round is made of values only, so it can be done again after a loss: a cohort whose pool died is trained by another
+    one; when a host died, which holds what its clients have sent, the whole round is done again from its state.
+
     Args:
         workers: carries the calls.
-        cloud_node: node index of the cloud.
+        setting: tells the cloud's node, and what is done about failures.
     """
 
-    def __init__(self, workers: Workers, cloud_node: int) -> None:
-        self._workers, self._cloud_node = workers, cloud_node
+    def __init__(self, workers: Workers, setting: Setting) -> None:
+        self._workers, self._cloud_node = workers, setting.cloud
+        self._policy, self._retries = setting.config.protocol.client_failure, setting.config.runtime.retries
+        self._attempts = itertools.count()
 
     async def run_round(
         self,
@@ -133,12 +158,35 @@ class Conductor:
                 remember, and their standings.
             host_of_version: which host needs each older model.
             evaluate: score the new global model on the test set.
+
+        Raises:
+            WorkerError: a worker or a client failed, and what the config allows to do about it did not help.
         """
-        free_pools = FreePools(
-            self._workers.num_pools, self._workers.in_flight, self._workers.near, self._workers.cohorts_changed
-        )
+        losses: list[WorkerLostError] = []
+        while True:
+            try:
+                if losses:
+                    await self._workers.recover(losses[-1])
+                async with Places(self._workers, self._retries) as places:
+                    return await self._attempt_round(job, state, host_of_version, places, evaluate=evaluate)
+            except WorkerLostError as loss:
+                losses.append(loss)
+                if len(losses) > self._retries:
+                    raise _given_up(job.round_index, losses, self._retries) from None
+                number = f"{len(losses)} of {self._retries}"
+                self._workers.tell(f"{loss}; round {job.round_index} is done again from its start ({number})")
+
+    async def _attempt_round(
+        self,
+        job: RoundJob,
+        state: ProtocolState,
+        host_of_version: Mapping[VersionKey, str],
+        places: Places,
+        *,
+        evaluate: bool,
+    ) -> RoundResults:
         turns = _Turns(cohort for host in job.hosts for stage in host.stages for cohort in stage.cohorts)
-        books = _RoundBooks({}, ByteMeter(), dict(state.memories), {}, turns)
+        books = _RoundBooks({}, ByteMeter(), dict(state.memories), {}, turns, {})
         names = list(dict.fromkeys([CLOUD, *(host.host for host in job.hosts)]))
         for name in names:
             own = {version: model for version, model in state.versions.items() if host_of_version[version] == name}
@@ -151,28 +199,28 @@ class Conductor:
         for notice in job.notices:
             await self._workers.call_host(CLOUD, "send_notice", job.round_index, notice)
         groups = [host for host in job.hosts if host.host != CLOUD]
-        await _all(self._run_edge_group(host, job, books, free_pools) for host in groups)
+        await all_of(self._run_edge_group(host, job, books, places) for host in groups)
         # In order, for two edges may tell of one client: where it is now, and where late work of it has arrived.
         for host in groups:
             await self._tell_cloud(host, job.round_index)
         for host in job.hosts:
             if host.host == CLOUD:
-                await self._run_stages(host, job, books, free_pools)
+                await self._run_stages(host, job, books, places)
         model: Adapters = await self._workers.call_host(CLOUD, "global_model")
         kept = {host.host: host.kept_versions for host in job.hosts}
         reports = [await self._workers.call_host(name, "report", kept.get(name, ())) for name in names]
         results = _results(model, reports, books)
         if not evaluate:
             return results
-        score = await self._evaluate(model, free_pools, None)
-        over_cuts = None if job.tested_split is None else await self._evaluate(model, free_pools, job.tested_split)
+        score = await self._evaluate(model, places, None)
+        over_cuts = None if job.tested_split is None else await self._evaluate(model, places, job.tested_split)
         return replace(results, score=score, score_over_cuts=over_cuts)
 
-    async def _run_edge_group(self, host: HostJob, job: RoundJob, books: _RoundBooks, free_pools: FreePools) -> None:
+    async def _run_edge_group(self, host: HostJob, job: RoundJob, books: _RoundBooks, places: Places) -> None:
         for node in host.nodes:
             payload = await self._workers.call_host(CLOUD, "send_model", node, job.trunk_bytes)
             await self._workers.call_host(host.host, "receive_model", job.round_index, node, payload)
-        await self._run_stages(host, job, books, free_pools)
+        await self._run_stages(host, job, books, places)
         for node in host.nodes:
             payload, weight = await self._workers.call_host(
                 host.host, "send_model", job.round_index, node, job.trunk_bytes
@@ -184,9 +232,9 @@ class Conductor:
             payloads = await self._workers.call_host(host.host, "send_tables", round_index, table)
             await self._workers.call_host(CLOUD, "receive_tables", round_index, table, *payloads)
 
-    async def _run_stages(self, host: HostJob, job: RoundJob, books: _RoundBooks, free_pools: FreePools) -> None:
+    async def _run_stages(self, host: HostJob, job: RoundJob, books: _RoundBooks, places: Places) -> None:
         for stage in host.stages:
-            await _all(self._run_cohort(cohort, host.host, books, free_pools) for cohort in stage.cohorts)
+            await all_of(self._run_cohort(cohort, host.host, books, places) for cohort in stage.cohorts)
             await self._gather(host, job.round_index, stage)
 
     async def _gather(self, host: HostJob, round_index: int, stage: StageJob) -> None:
@@ -195,46 +243,94 @@ class Conductor:
             if not takes_edges:
                 await self._workers.call_host(host.host, "gather", round_index, gather)
 
-    async def _run_cohort(self, cohort: Cohort, host: str, books: _RoundBooks, free_pools: FreePools) -> None:
+    async def _run_cohort(self, cohort: Cohort, host: str, books: _RoundBooks, places: Places) -> None:
         await books.turns.wait(cohort)
-        pool = await free_pools.take(self._workers.pools_for(cohort), host)
-        try:
-            clients = [member.key.client for member in cohort.members]
-            before = [books.memories.get(client, NOTHING) for client in clients]
-            adapter_down = await self._workers.call_host(
-                host, "start_cohort", cohort, [memory.edge for memory in before]
-            )
-            trained = await self._workers.train(pool, cohort, host, adapter_down, [m.client for m in before])
-            at_edge = await self._workers.call_host(
-                host, "finish_cohort", cohort.name, trained.uploads, trained.reports
-            )
-        finally:
-            free_pools.give_back(pool)
-        for client, at_client, own_edge in zip(clients, trained.memories, at_edge, strict=True):
-            books.memories[client] = Memories(at_client, own_edge)
+        attempts = Attempts(cohort, self._policy, self._retries, {key.client for key in books.failures})
+        while True:
+            suitable, near = self._workers.pools_for(cohort), self._workers.near.get(host, ())
+            place = await places.take(suitable, near, alone=attempts.wants_to_be_alone)
+            attempt = replace(cohort, failed=attempts.failed, attempt=next(self._attempts))
+            try:
+                trained, at_edge = await self._train(attempt, place, places, host, books)
+            except _PlaceGoneError:
+                continue
+            except ClientError as error:
+                # A pool that hangs is of no use any more.
+                (places.end if isinstance(error, ClientHangError) else places.give)(place)
+                self._workers.tell(attempts.after_client(error), error.cause_traceback)
+            except WorkerLostError as loss:
+                if loss.worker != pool_name(place.pool):
+                    raise
+                if not places.was_ended(place):
+                    places.lose(place)
+                    was_alone = place.alone or self._workers.in_flight == 1
+                    self._workers.tell(attempts.after_death(loss, was_alone=was_alone))
+            except BaseException:
+                places.give(place)
+                raise
+            else:
+                places.give(place)
+                break
+        attempts.after_divergence(trained.diverged)
+        for member, at_client, own_edge in zip(cohort.members, trained.memories, at_edge, strict=True):
+            if member.key not in attempts.failed:
+                books.memories[member.key.client] = Memories(at_client, own_edge)
         books.turns.end(cohort)
         books.cohort_sizes[cohort.name] = len(cohort.members)
-        books.losses.update(trained.losses)
+        books.losses.update({key: loss for key, loss in trained.losses.items() if key not in trained.diverged})
         books.meter.merge(trained.meter)
+        books.failures.update(attempts.failures)
 
-    async def _evaluate(self, model: Adapters, free_pools: FreePools, split: Split | None) -> Score:
+    async def _train(
+        self, cohort: Cohort, place: Place, places: Places, host: str, books: _RoundBooks
+    ) -> tuple[TrainedCohort, list[CutMemory]]:
+        """Train a cohort, or attempt it; nothing of it counts before it has come to its end."""
+        call = self._workers.call_host
+        before = [books.memories.get(member.key.client, NOTHING) for member in cohort.members]
+        adapter_down = await call(host, "start_cohort", cohort, [memory.edge for memory in before])
+        at_clients = [memory.client for memory in before]
+        nothing: list[None] = [None] * len(cohort.members)
+        trained = TrainedCohort([*nothing], [*nothing], {}, at_clients, ByteMeter())
+        if not places.is_there(place):
+            raise _PlaceGoneError
+        if cohort.active_keys:
+            trained = await self._workers.train(place.pool, cohort, host, adapter_down, at_clients)
+        at_edge = await call(host, "finish_cohort", cohort.ticket, trained.uploads, trained.reports, trained.diverged)
+        return trained, at_edge
+
+    async def _evaluate(self, model: Adapters, places: Places, split: Split | None) -> Score:
         shared = self._workers.share(model)
 
         async def score(piece: int) -> Score:
-            pool = await free_pools.take(range(self._workers.num_pools), CLOUD)
-            try:
-                return await self._workers.score(pool, shared, piece, split)
-            finally:
-                free_pools.give_back(pool)
+            nonlocal shared
+            for deaths in itertools.count(1):
+                place = await places.take()
+                try:
+                    found = await self._workers.score(place.pool, shared, piece, split)
+                except WorkerLostError as loss:
+                    places.lose(place)
+                    if deaths > self._retries:
+                        raise WorkerError(
+                            f"{loss}; {times(deaths)} in a row; {MEMORY_HINT}", loss.cause_traceback
+                        ) from None
+                    shared = self._workers.share(model)
+                    self._workers.tell(f"{loss}; its work is done again ({deaths} of {self._retries})")
+                except BaseException:
+                    places.give(place)
+                    raise
+                else:
+                    places.give(place)
+                    return found
+            raise AssertionError("the count has no end")
 
-        scores = await _all(score(piece) for piece in range(self._workers.num_pieces))
+        scores = await all_of(score(piece) for piece in range(self._workers.num_pieces))
         total = scores[0]
         for piece_score in scores[1:]:
             total = total + piece_score
         return total
 
 
-async def _all(coroutines: Any) -> list[Any]:
+async def all_of(coroutines: Any) -> list[Any]:
     """Wait for all; if one fails, cancel the others and raise its error, not a group of errors."""
     tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
     try:
@@ -267,7 +363,19 @@ def _results(model: Adapters, reports: list[HostReport], books: _RoundBooks) -> 
         memories=memories,
         encoded_bytes=dict(sorted(encoded.items())),
         cohort_sizes=tuple(size for _, size in sorted(books.cohort_sizes.items())),
+        failures=tuple(own for _, own in sorted(books.failures.items())),
     )
+
+
+def _given_up(round_index: int, losses: Sequence[WorkerLostError], retries: int) -> WorkerError:
+    """Return the error of a round that could not be finished: who died, how often, and what may help."""
+    counts = Counter(loss.worker for loss in losses)
+    who = ", ".join(f"{worker} {times(count)}" for worker, count in counts.items())
+    text = (
+        f"round {round_index} was given up after {len(losses)} attempts (runtime.retries: {retries}); lost: {who}; "
+        f"the last time: {losses[-1]}; finished rounds are kept; {MEMORY_HINT}"
+    )
+    return WorkerError(text, losses[-1].cause_traceback)
 
 
 def _stricter(before: Mapping[int, TrustState], verdicts: Mapping[int, TrustState]) -> dict[int, TrustState]:

@@ -78,7 +78,7 @@ class ConductedExecutor(Executor):
 
     def __init__(self, setting: Setting, workers: Workers) -> None:
         self._setting = setting
-        self._conductor = Conductor(workers, setting.cloud)
+        self._conductor = Conductor(workers, setting)
         # One event loop for all rounds: making one is not safe against a Ctrl-C that comes in between.
         self._loop = asyncio.Runner()
 
@@ -156,12 +156,12 @@ class InlineWorkers(Workers):
             return getattr(self._hosts[host], method)(*arguments)
 
     async def train(
-        self, pool: int, cohort: Cohort, host: str, adapter_down: list[bytes], memories: list[ClientMemory]
+        self, pool: int, cohort: Cohort, host: str, adapter_down: list[bytes | None], memories: list[ClientMemory]
     ) -> TrainedCohort:
         """Train a cohort here and now."""
 
         async def ask_edge(request: EdgeRequest) -> Payloads:
-            return self._hosts[host].answer(cohort.name, request)
+            return self._hosts[host].answer(cohort.ticket, request)
 
         return await self._pool.train(cohort, adapter_down, memories, ask_edge)
 

@@ -6,22 +6,38 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from elsa_ray.training.failure import NamedError, clients_text
 from elsa_ray.world.plan import WorkKey
 
 
-class WorkerError(Exception):
+class WorkerError(NamedError):
     """A worker failed. The message names clients, round and stage; ``cause_traceback`` is the worker's own."""
 
     def __init__(self, message: str, cause_traceback: str = "") -> None:
         self.cause_traceback = cause_traceback
         super().__init__(message, cause_traceback)
 
-    def __str__(self) -> str:
-        return str(self.args[0])
+
+class WorkerLostError(WorkerError):
+    """A worker died, or what it had computed was lost with its node: its work has to be done again.
+
+    Attributes:
+        worker: its name.
+    """
+
+    def __init__(self, message: str, worker: str, cause_traceback: str = "") -> None:
+        super().__init__(message, cause_traceback)
+        self.worker = worker
+        self.args = (message, worker, cause_traceback)
 
 
 class WaitTimeoutError(WorkerError):
     """A wait was longer than its deadline; the message says what was waited for."""
+
+
+def times(count: int) -> str:
+    """Return ``once`` or ``3 times``."""
+    return "once" if count == 1 else f"{count} times"
 
 
 @contextmanager
@@ -32,10 +48,8 @@ def naming(stage: str, keys: Sequence[WorkKey]) -> Iterator[None]:
     """
     try:
         yield
-    except WorkerError:
+    except NamedError:
         raise
     except Exception as error:
-        rounds = sorted({key.round_index for key in keys})
-        clients = ", ".join(str(key.client) for key in keys)
-        where = f"{stage}: round {', '.join(map(str, rounds))}, client {clients}" if keys else stage
+        where = f"{stage}: {clients_text(keys)}" if keys else stage
         raise WorkerError(f"{where}: {type(error).__name__}: {error}", traceback.format_exc()) from error

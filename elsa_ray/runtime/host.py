@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,12 +16,20 @@ from elsa_ray.codecs.wire import encode_frozen
 from elsa_ray.model.adapters import Adapters, AdapterTensor
 from elsa_ray.model.split import Part
 from elsa_ray.model.tripartite import TripartiteModel
-from elsa_ray.runtime.failure import naming
+from elsa_ray.runtime.failure import WorkerError, naming
 from elsa_ray.runtime.jobs import FrozenJob, GatherJob, NoticeJob, TableJob
 from elsa_ray.training.client import EdgeRequest
 from elsa_ray.training.cohort import ByteMeter, Cohort, Member, VersionKey
 from elsa_ray.training.edge import EdgeCohort
-from elsa_ray.training.evidence import Evidence, decode_report, evidence_of, judge_members, silenced, stricter
+from elsa_ray.training.evidence import (
+    Evidence,
+    decode_report,
+    evidence_of,
+    judge_members,
+    silenced,
+    stricter,
+)
+from elsa_ray.training.failure import naming_clients
 from elsa_ray.training.memory import CutMemory
 from elsa_ray.training.messages import Payloads
 from elsa_ray.training.probing import ProbeAnswers, answer_probes, encode_probe_set
@@ -38,6 +46,15 @@ from elsa_ray.world.plan import WorkKey
 from elsa_ray.world.roles import Role
 
 FingerprintRows = dict[int, npt.NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class _Training:
+    """A cohort's training that is under way; what it has encoded counts once it is finished."""
+
+    cohort: Cohort
+    edge_cohort: EdgeCohort
+    meter: ByteMeter
 
 
 @dataclass(frozen=True)
@@ -81,57 +98,101 @@ class ModelHost:
         self._evidence: dict[WorkKey, Evidence] = {}
         self._answers_before: dict[VersionKey, ProbeAnswers] = {}
         self._fingerprints: FingerprintRows = {}
-        self._cohorts: dict[str, tuple[Cohort, EdgeCohort]] = {}
+        self._cohorts: dict[str, _Training] = {}
         self._results: dict[WorkKey, tuple[Adapters, int]] = {}
         self._weights_of_node: dict[int, dict[int, float]] = {}
         self._failed: list[WorkKey] = []
         self._meter = ByteMeter()
 
-    def start_cohort(self, cohort: Cohort, memories: Sequence[CutMemory]) -> list[bytes]:
-        """Return each member's adapter_down payload, and get ready for its requests.
+    def start_cohort(self, cohort: Cohort, memories: Sequence[CutMemory]) -> list[bytes | None]:
+        """Return each member's adapter_down payload, None for one that has failed, and get ready for its requests.
+
+        An earlier attempt at the same cohort is forgotten: what its clients may still ask is refused.
 
         Args:
             cohort: whose training begins.
             memories: what this end remembers of the members.
+
+        Raises:
+            ClientError: what a member shall get cannot be encoded.
         """
-        payloads = []
+        meter, payloads = ByteMeter(), []
         middle = self._layout.part(cohort.split, Part.MIDDLE)
         for member in cohort.members:
-            with naming("adapter_down", [member.key]):
-                payloads.append(self._adapter_down(cohort, member.version, member.key, member.planned_adapter_bytes[0]))
+            with naming("adapter_down", [member.key]), naming_clients("adapter_down", [member.key]):
+                payloads.append(self._adapter_down(cohort, member, meter))
         copies = [{t.name: self._versions[member.version][t.name] for t in middle} for member in cohort.members]
-        edge_cohort = EdgeCohort(self._model, cohort, self._recipe, copies, self._meter, memories)
-        self._cohorts[cohort.name] = (cohort, edge_cohort)
+        edge_cohort = EdgeCohort(self._model, cohort, self._recipe, copies, meter, memories)
+        self._cohorts[cohort.name] = _Training(cohort, edge_cohort, meter)
         return payloads
 
-    def answer(self, cohort_name: str, request: EdgeRequest) -> Payloads:
-        """Run the middle blocks for a cohort; see EdgeCohort."""
-        cohort, edge_cohort = self._cohorts[cohort_name]
-        with naming(f"edge {request.call.value}, step {request.step}", [member.key for member in cohort.members]):
-            return edge_cohort.answer(request)
+    def answer(self, ticket: tuple[str, int], request: EdgeRequest) -> Payloads:
+        """Run the middle blocks for a cohort; see EdgeCohort.
+
+        Args:
+            ticket: of the cohort.
+            request: its payloads.
+
+        Raises:
+            ClientError: what a member has sent cannot be worked with.
+            WorkerError: the attempt has been given up.
+        """
+        training = self._training(ticket)
+        with naming(f"edge {request.call.value}, step {request.step}", training.cohort.active_keys):
+            return training.edge_cohort.answer(request)
 
     def finish_cohort(
-        self, cohort_name: str, uploads: Sequence[bytes], reports: Sequence[bytes | None]
+        self,
+        ticket: tuple[str, int],
+        uploads: Sequence[bytes | None],
+        reports: Sequence[bytes | None],
+        diverged: Collection[WorkKey],
     ) -> list[CutMemory]:
         """Take what the members send; with the middle copies their adapters are whole sets.
 
+        Nothing of this training has counted before; if a member's part of it cannot be taken, nothing of it will.
+
+        Args:
+            ticket: of the cohort.
+            uploads: adapter_up payloads; None of members that have failed.
+            reports: fingerprint payloads of members that report; else None.
+            diverged: members that say so themselves; they have no weight.
+
         Returns:
             What this end remembers of the members.
+
+        Raises:
+            ClientError: what a member has sent cannot be worked with.
+            WorkerError: the attempt has been given up.
         """
-        cohort, edge_cohort = self._cohorts.pop(cohort_name)
-        wholes = []
-        for member, payload, middle in zip(cohort.members, uploads, edge_cohort.adapters(), strict=True):
-            with naming("adapter_up", [member.key]):
-                whole = {**middle, **self._receive_upload(cohort, member, payload)}
-            wholes.append({tensor.name: whole[tensor.name] for tensor in self._layout.tensors})
-            finite = is_finite(whole)
-            if not finite:
-                self._failed.append(member.key)
-            self._results[member.key] = (wholes[-1], member.num_examples if finite else 0)
-        with naming("probing", [member.key for member in cohort.members]):
-            self._take_evidence(cohort, wholes, reports)
+        training = self._training(ticket)
+        cohort, failed = training.cohort, []
+        wholes: dict[WorkKey, Adapters] = {}
+        for member, payload, middle in zip(cohort.members, uploads, training.edge_cohort.adapters(), strict=True):
+            whole = self._versions[member.version]
+            if payload is not None:
+                with naming("adapter_up", [member.key]), naming_clients("adapter_up", [member.key]):
+                    whole = {**middle, **self._receive_upload(cohort, member, payload)}
+            wholes[member.key] = {tensor.name: whole[tensor.name] for tensor in self._layout.tensors}
+            if payload is None or member.key in diverged or not is_finite(whole):
+                failed.append(member.key)
+        with naming("probing", cohort.active_keys):
+            evidence = self._evidence_of(cohort, wholes, reports, failed)
+        del self._cohorts[cohort.name]
+        self._meter.merge(training.meter)
+        self._failed += failed
+        self._evidence.update(evidence)
+        for member in cohort.members:
+            self._results[member.key] = (wholes[member.key], 0 if member.key in failed else member.num_examples)
         remembers = self._recipe.chains.remembers
-        return edge_cohort.memories() if remembers else [CutMemory()] * len(cohort.members)
+        return training.edge_cohort.memories() if remembers else [CutMemory()] * len(cohort.members)
+
+    def _training(self, ticket: tuple[str, int]) -> _Training:
+        name, attempt = ticket
+        training = self._cohorts.get(name)
+        if training is None or training.cohort.attempt != attempt:
+            raise WorkerError(f"attempt {attempt} at cohort {name} was given up")
+        return training
 
     def gather(self, round_index: int, job: GatherJob) -> None:
         """Aggregate what has arrived at a node, in client order, weighted by examples, staleness and trust.
@@ -167,25 +228,39 @@ class ModelHost:
             received = recipe.unpack(Role.ADAPTER_DOWN, held, sent, context)
         return recipe.unpack_upload(held, received, payload, recipe.context(member.key, Role.ADAPTER_UP))
 
-    def _take_evidence(self, cohort: Cohort, wholes: Sequence[Adapters], reports: Sequence[bytes | None]) -> None:
-        """Keep what the members' models answer to the probes, by their own word or by a test of what they sent."""
+    def _evidence_of(
+        self,
+        cohort: Cohort,
+        wholes: Mapping[WorkKey, Adapters],
+        reports: Sequence[bytes | None],
+        failed: Collection[WorkKey],
+    ) -> dict[WorkKey, Evidence]:
+        """Return what the members' models answer to the probes, by their own word or by a test of what they sent.
+
+        Who was left out has sent nothing that could be judged.
+        """
         recipe, model = self._recipe, self._model
         inquiry = recipe.inquiry
-        if inquiry is None:
-            return
+        evidence: dict[WorkKey, Evidence] = {}
+        members = [member for member in cohort.members if member.key not in cohort.failed]
+        if inquiry is None or not members:
+            return evidence
         if inquiry.clients_report:
             for member, payload in zip(cohort.members, reports, strict=True):
-                assert payload is not None
-                context = recipe.context(member.key, Role.FINGERPRINT)
-                own = decode_report(payload, inquiry, model.shape.hidden_size, context)
-                # A model that is not finite has no say, whatever its client reports.
-                self._evidence[member.key] = silenced(own) if member.key in self._failed else own
-            return
+                if payload is not None:
+                    context = recipe.context(member.key, Role.FINGERPRINT)
+                    with naming_clients("fingerprint", [member.key]):
+                        own = decode_report(payload, inquiry, model.shape.hidden_size, context)
+                    # A model that is not finite has no say, whatever its client reports.
+                    evidence[member.key] = silenced(own) if member.key in failed else own
+            return evidence
         compares_changes = inquiry.trust is not None and inquiry.trust.compares_changes
-        for member, whole, answers in zip(cohort.members, wholes, self._answers(wholes), strict=True):
+        active = [wholes[member.key] for member in members]
+        for member, whole, answers in zip(members, active, self._answers(active), strict=True):
             before = self._answers_of_version(member.version) if compares_changes else None
             update_norm = distance(whole, self._versions[member.version])
-            self._evidence[member.key] = evidence_of(answers, recipe, before, update_norm)
+            evidence[member.key] = evidence_of(answers, recipe, before, update_norm)
+        return evidence
 
     def _answers(self, wholes: Sequence[Adapters]) -> list[ProbeAnswers]:
         """Run the probes through whole models."""
@@ -201,11 +276,14 @@ class ModelHost:
         return self._answers_before[version]
 
     def _judge(self, round_index: int, arrivals: Sequence[WorkKey]) -> list[float]:
-        """Return the factor of each arrival's weight, and remember standings, decisions and fingerprints."""
+        """Return the factor of each arrival's weight, and remember standings, decisions and fingerprints.
+
+        Who was left out, because its computation failed, is not judged.
+        """
         inquiry = self._recipe.inquiry
-        if inquiry is None or not arrivals:
+        in_order = sorted((key for key in arrivals if key in self._evidence), key=lambda key: (key.client, key))
+        if inquiry is None or not in_order:
             return [1.0] * len(arrivals)
-        in_order = sorted(arrivals, key=lambda key: (key.client, key))
         evidence = [self._evidence.pop(key) for key in in_order]
         for key, own in zip(in_order, evidence, strict=True):
             if own.fingerprint_P is not None:
@@ -220,12 +298,15 @@ class ModelHost:
         self._judged.update(judged)
         self._decisions += dict.fromkeys(judgement.events)
         factor_of_key = dict(zip(in_order, judgement.weights_N.tolist(), strict=True))
-        return [factor_of_key[key] for key in arrivals]
+        return [factor_of_key.get(key, 1.0) for key in arrivals]
 
-    def _adapter_down(self, cohort: Cohort, version: VersionKey, key: WorkKey, planned: int) -> bytes:
+    def _adapter_down(self, cohort: Cohort, member: Member, meter: ByteMeter) -> bytes | None:
+        if member.key in cohort.failed:
+            return None
         held = self._layout.part(cohort.split, Part.FRONT, Part.BACK)
-        context = self._recipe.context(key, Role.ADAPTER_DOWN)
-        return self._encode(Role.ADAPTER_DOWN, held, version, context, planned, who=str(key))
+        context, planned = self._recipe.context(member.key, Role.ADAPTER_DOWN), member.planned_adapter_bytes[0]
+        who = str(member.key)
+        return self._encode(Role.ADAPTER_DOWN, held, member.version, context, planned, who=who, meter=meter)
 
     @property
     def _fingerprint_columns(self) -> int:
@@ -244,10 +325,11 @@ class ModelHost:
         planned: int,
         *,
         who: str,
+        meter: ByteMeter,
     ) -> bytes:
         """Encode tensors of a version, counted and held against the plan."""
         payload = self._recipe.pack(role, tensors, self._versions[version], context)
-        self._meter.charge(role, payload, planned, exact=self._recipe.chains.adapter.size_is_exact, who=who)
+        meter.charge(role, payload, planned, exact=self._recipe.chains.adapter.size_is_exact, who=who)
         return payload
 
 
@@ -281,7 +363,7 @@ class EdgeServer(ModelHost):
         newest = max(version for version in self._versions if version[::2] == (round_index, node))
         context = self._recipe.trunk_context(round_index, node, Role.ADAPTER_UP)
         tensors, who = self._layout.tensors, f"edge node {node}"
-        payload = self._encode(Role.ADAPTER_UP, tensors, newest, context, planned, who=who)
+        payload = self._encode(Role.ADAPTER_UP, tensors, newest, context, planned, who=who, meter=self._meter)
         return payload, sum(self._weights_of_node.get(node, {}).values())
 
 
@@ -298,7 +380,7 @@ class Cloud(ModelHost):
         """Return the global model as adapter_down payload for an edge node."""
         context = self._recipe.trunk_context(self._start.round_index, node, Role.ADAPTER_DOWN)
         tensors, who = self._layout.tensors, f"edge node {node}"
-        return self._encode(Role.ADAPTER_DOWN, tensors, self._start, context, planned, who=who)
+        return self._encode(Role.ADAPTER_DOWN, tensors, self._start, context, planned, who=who, meter=self._meter)
 
     def send_frozen(self, job: FrozenJob) -> None:
         """Encode frozen weights as they go to nodes that lack them.

@@ -171,6 +171,11 @@ def host_names(setting: Setting) -> list[str]:
     return list(dict.fromkeys(host_of_node(setting, node) for node in setting.network.edges.tolist()))
 
 
+def pool_name(pool: int) -> str:
+    """Return the name of a client pool."""
+    return f"pool-{pool}"
+
+
 def round_job(setting: Setting, plan: Plan, timeline: Timeline) -> RoundJob:
     """Return what survives of a plan, as work: only what has arrived at a gather is trained."""
     gathers = [

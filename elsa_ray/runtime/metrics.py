@@ -8,6 +8,7 @@ nothing listens, and nothing is lost but the series.
 from __future__ import annotations
 
 import time
+from collections import Counter as Counts
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -35,8 +36,12 @@ class RunMetrics:
         self._loss = _gauge("elsa_loss", "Loss of the global model on the test set", run)
         self._train_loss = _gauge("elsa_train_loss", "Mean training loss of the work that arrived", run)
         self._workers = _gauge("elsa_workers", "Actors of the run, by kind", run, "kind")
+        self._failures = _gauge("elsa_failures", "What died so far, rounds begun anew, clients left out", run, "what")
+        self._num_failures = Counts(dict.fromkeys(("pool", "edge", "cloud", "round", "client"), 0))
         self._queue = _gauge("elsa_cohorts", "Cohorts of this round, waiting for a pool or in one", run, "place")
         self.waiting(0, 0)
+        for what in self._num_failures:
+            self.failed(what, 0)
 
     def workers(self, numbers: Mapping[str, int]) -> None:
         """Tell how many actors of each kind there are."""
@@ -58,6 +63,7 @@ class RunMetrics:
             _add(self._bytes, num_bytes, role=role)
         for phase, seconds in wall_seconds.items():
             _add(self._wall, seconds, phase=phase)
+        self.failed("client", len(results.failures))
         self._simulated.set(report.simulated_seconds)
         if report.train_loss is not None:
             self._train_loss.set(report.train_loss)
@@ -65,6 +71,16 @@ class RunMetrics:
             self._loss.set(report.score.loss)
             if report.score.accuracy is not None:
                 self._accuracy.set(report.score.accuracy)
+
+    def failed(self, what: str, number: int = 1) -> None:
+        """Tell of workers that died and are replaced, of a round that begins anew, of clients that were left out.
+
+        Args:
+            what: ``pool``, ``edge``, ``cloud``, ``round`` or ``client``.
+            number: so many more.
+        """
+        self._num_failures[what] += number
+        self._failures.set(self._num_failures[what], {"what": what})
 
     def waiting(self, waiting: int, in_pools: int) -> None:
         """Tell how many cohorts wait for a pool, and how many are in one."""

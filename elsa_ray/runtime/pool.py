@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
+from elsa_ray.aggregation.weighted import is_finite
 from elsa_ray.config.protocol import ProtocolConfig
 from elsa_ray.model.adapters import Adapters
 from elsa_ray.model.split import Part, Split
@@ -21,6 +24,7 @@ from elsa_ray.training.cohort import ByteMeter, Cohort, Member
 from elsa_ray.training.cuts import logits_over_cuts
 from elsa_ray.training.evaluation import Score, evaluation_pieces, score_piece
 from elsa_ray.training.evidence import encode_report, evidence_of, report_num_bytes, told_evidence
+from elsa_ray.training.failure import Doing, Whereabouts
 from elsa_ray.training.memory import ClientMemory, CutMemory
 from elsa_ray.training.messages import Payloads
 from elsa_ray.training.misbehaviour import needs_memory, sent_adapters
@@ -34,18 +38,20 @@ class TrainedCohort:
     """What the clients of a cohort give back, in the order of the members.
 
     Attributes:
-        uploads: adapter_up payloads.
+        uploads: adapter_up payloads; None of members that have failed before.
         reports: fingerprint payloads, where clients report their answers to the probes themselves; else None.
         losses: mean training losses.
         memories: what the clients remember.
         meter: what was encoded.
+        diverged: members whose loss or adapters are not finite.
     """
 
-    uploads: list[bytes]
+    uploads: list[bytes | None]
     reports: list[bytes | None]
     losses: dict[WorkKey, float]
     memories: list[ClientMemory]
     meter: ByteMeter
+    diverged: tuple[WorkKey, ...] = ()
 
 
 AskEdge = Callable[[EdgeRequest], Awaitable[Payloads]]
@@ -63,39 +69,83 @@ class ClientPool:
     def __init__(self, model: TripartiteModel, recipe: Recipe, task: Task) -> None:
         self._model, self._recipe, self._task = model, recipe, task
         self._pieces = evaluation_pieces(task.test)
+        self._under_way: dict[tuple[str, int], Whereabouts] = {}
 
     async def train(
-        self, cohort: Cohort, adapter_down: Sequence[bytes], memories: Sequence[ClientMemory], ask_edge: AskEdge
+        self,
+        cohort: Cohort,
+        adapter_down: Sequence[bytes | None],
+        memories: Sequence[ClientMemory],
+        ask_edge: AskEdge,
     ) -> TrainedCohort:
         """Train a cohort; other cohorts may be worked on while ``ask_edge`` waits.
 
         Args:
             cohort: whose training.
-            adapter_down: the members' models.
+            adapter_down: the members' models; None of members that have failed.
             memories: what the members remember.
             ask_edge: carries a request to the cohort's edge.
+
+        Raises:
+            ClientError: the computation of a member, or of all, failed.
+            WorkerError: something failed that no client can help.
         """
-        meter, keys = ByteMeter(), [member.key for member in cohort.members]
-        with naming("training", keys):
-            received = [self._receive(cohort, *pair) for pair in zip(cohort.members, adapter_down, strict=True)]
-            trained = await self._drive(cohort, received, memories, ask_edge, meter)
-        uploads, reports, remembered = [], [], []
+        meter, where = ByteMeter(), Whereabouts(cohort.active_keys)
+        self._under_way[cohort.ticket] = where
+        try:
+            with naming("training", cohort.active_keys), where.at("training"):
+                received = [
+                    self._receive(cohort, *pair, where) for pair in zip(cohort.members, adapter_down, strict=True)
+                ]
+                trained = await self._drive(cohort, received, memories, ask_edge, meter, where)
+            return self._send(cohort, received, trained, memories, meter, where)
+        finally:
+            del self._under_way[cohort.ticket]
+
+    def doing(self, ticket: tuple[str, int]) -> Doing | None:
+        """Return what a cohort is doing right now; None if it is not here. Safe to ask from another thread."""
+        where = self._under_way.get(ticket)
+        return where.now() if where is not None else None
+
+    def _send(
+        self,
+        cohort: Cohort,
+        received: Sequence[Adapters],
+        trained: Sequence[ClientResult],
+        memories: Sequence[ClientMemory],
+        meter: ByteMeter,
+        where: Whereabouts,
+    ) -> TrainedCohort:
+        """Return what the members send after their training."""
+        uploads: list[bytes | None] = []
+        reports: list[bytes | None] = []
+        remembered: list[ClientMemory] = []
+        losses, diverged = {}, []
         for member, own_received, result, memory in zip(cohort.members, received, trained, memories, strict=True):
-            with naming("adapter_up", [member.key]):
+            if member.key in cohort.failed:
+                uploads.append(None)
+                reports.append(None)
+                remembered.append(memory)
+                continue
+            with naming("adapter_up", [member.key]), where.at("adapter_up"), where.of_member(member.key, "encoding"):
                 payload, after = self._upload(cohort, member, own_received, result, memory)
                 exact, planned = self._recipe.chains.of_upload.size_is_exact, member.planned_adapter_bytes[1]
                 meter.charge(Role.ADAPTER_UP, payload, planned, exact=exact, who=str(member.key))
                 uploads.append(payload)
                 remembered.append(after)
                 reports.append(self._report(member, result, meter))
-        losses = {key: result.mean_loss for key, result in zip(keys, trained, strict=True)}
-        return TrainedCohort(uploads, reports, losses, remembered, meter)
+            losses[member.key] = result.mean_loss
+            if not (math.isfinite(result.mean_loss) and is_finite(result.adapters)):
+                diverged.append(member.key)
+        return TrainedCohort(uploads, reports, losses, remembered, meter, tuple(diverged))
 
-    def _receive(self, cohort: Cohort, member: Member, payload: bytes) -> Adapters:
+    def _receive(self, cohort: Cohort, member: Member, payload: bytes | None, where: Whereabouts) -> Adapters:
         held = self._model.layout.part(cohort.split, Part.FRONT, Part.BACK)
-        return self._recipe.unpack(
-            Role.ADAPTER_DOWN, held, payload, self._recipe.context(member.key, Role.ADAPTER_DOWN)
-        )
+        if payload is None:
+            return {tensor.name: torch.zeros(tensor.shape, dtype=self._recipe.adapter_dtype) for tensor in held}
+        context = self._recipe.context(member.key, Role.ADAPTER_DOWN)
+        with where.of_member(member.key, "adapter_down"):
+            return self._recipe.unpack(Role.ADAPTER_DOWN, held, payload, context)
 
     def _upload(
         self, cohort: Cohort, member: Member, received: Adapters, result: ClientResult, memory: ClientMemory
@@ -147,13 +197,10 @@ class ClientPool:
         memories: Sequence[ClientMemory],
         ask_edge: AskEdge,
         meter: ByteMeter,
+        where: Whereabouts,
     ) -> list[ClientResult]:
         recipe, task = self._recipe, self._task
-        protocol: ProtocolConfig = recipe.protocol
-        examples = [
-            examples_of_steps(member.key, task.partition[member.key.client], protocol, recipe.seed)
-            for member in cohort.members
-        ]
+        examples = [self._examples(member, where, is_masked=member.key in cohort.failed) for member in cohort.members]
         calibrations = [memory.calibration for memory in memories]
         training = train_clients(
             self._model,
@@ -164,22 +211,35 @@ class ClientPool:
             received,
             meter,
             memories=calibrations,
-            calibration_examples_of_members=self._calibration_examples(cohort),
+            calibration_examples_of_members=self._calibration_examples(cohort, where),
+            where=where,
         )
         try:
             request = next(training)
             while True:
-                request = training.send(await ask_edge(request))
+                with where.waiting(f"the edge's answer to {request.call.value} of step {request.step}"):
+                    answer = await ask_edge(request)
+                request = training.send(answer)
         except StopIteration as end:
             results: list[ClientResult] = end.value
             return results
 
-    def _calibration_examples(self, cohort: Cohort) -> list[npt.NDArray[np.int64]]:
+    def _calibration_examples(self, cohort: Cohort, where: Whereabouts) -> list[npt.NDArray[np.int64]]:
         """Return the examples that each member's new keys and bases are made of, where texts are set apart for it."""
-        num_texts = self._recipe.chains.calibration_texts
-        return [
-            calibration_examples(member.key, self._task.partition[member.key.client], num_texts, self._recipe.seed)
-            if num_texts is not None and member.calibrates
-            else np.zeros(0, np.int64)
-            for member in cohort.members
-        ]
+        num_texts, examples = self._recipe.chains.calibration_texts, []
+        for member in cohort.members:
+            own = np.zeros(0, np.int64)
+            if num_texts is not None and member.calibrates and member.key not in cohort.failed:
+                with where.of_member(member.key, "its examples"):
+                    indices = self._task.partition[member.key.client]
+                    own = calibration_examples(member.key, indices, num_texts, self._recipe.seed)
+            examples.append(own)
+        return examples
+
+    def _examples(self, member: Member, where: Whereabouts, *, is_masked: bool) -> npt.NDArray[np.int64]:
+        """Return the member's examples [T, B] by step; of a masked one no step."""
+        protocol: ProtocolConfig = self._recipe.protocol
+        if is_masked:
+            return np.zeros((0, protocol.batch_size), np.int64)
+        with where.of_member(member.key, "its examples"):
+            return examples_of_steps(member.key, self._task.partition[member.key.client], protocol, self._recipe.seed)

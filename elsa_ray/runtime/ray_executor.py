@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -16,18 +18,28 @@ from elsa_ray.model.adapters import Adapters
 from elsa_ray.model.split import Split
 from elsa_ray.protocols.protocol import RoundReport, RoundResults
 from elsa_ray.protocols.setting import Setting
-from elsa_ray.runtime.actors import HOST_KINDS, HostActor, PoolActor, WorkerFacts, WorkerSettings, answer_of
+from elsa_ray.runtime.actors import (
+    HOST_KINDS,
+    WATCHING,
+    HostActor,
+    PoolActor,
+    WorkerFacts,
+    WorkerSettings,
+    answer_of,
+)
 from elsa_ray.runtime.cluster import Cluster, join_cluster
-from elsa_ray.runtime.conductor import Workers
+from elsa_ray.runtime.conductor import Workers, all_of
 from elsa_ray.runtime.demand import place_run
 from elsa_ray.runtime.executor import ConductedExecutor
-from elsa_ray.runtime.failure import WaitTimeoutError, WorkerError
+from elsa_ray.runtime.failure import WaitTimeoutError, WorkerError, WorkerLostError
 from elsa_ray.runtime.fingerprint import NumericFingerprint, differences
-from elsa_ray.runtime.jobs import CLOUD
+from elsa_ray.runtime.jobs import CLOUD, pool_name
 from elsa_ray.runtime.metrics import RunMetrics
 from elsa_ray.runtime.placement import PlacedActor, Placement
 from elsa_ray.runtime.pool import TrainedCohort
-from elsa_ray.runtime.ray_placement import Reservation, cluster_nodes, nodes_at
+from elsa_ray.runtime.ray_placement import Reservation, cluster_nodes, is_alive, nodes_at, resources_of
+from elsa_ray.runtime.shared import Shared
+from elsa_ray.runtime.watch import Watch, trained_cohort
 from elsa_ray.runtime.weights import pack_model
 from elsa_ray.training.cohort import Cohort
 from elsa_ray.training.evaluation import Score, evaluation_pieces
@@ -35,6 +47,8 @@ from elsa_ray.training.memory import ClientMemory
 from elsa_ray.training.recipe import Recipe
 
 Status = Callable[[str], None]
+
+_NODE_LOOK_SECONDS = 5.0
 
 
 class RayExecutor(ConductedExecutor):
@@ -72,8 +86,8 @@ class RayExecutor(ConductedExecutor):
             for line in placement.lines():
                 announce(line)
             self._workers = _RayWorkers(setting, model, recipe, placement, status)
-            for line in differences(self._workers.fingerprints()):
-                announce(f"not bit-reproducible: {line}")
+            for line in self._workers.new_differences():
+                announce(line)
         except BaseException:
             self._leave()
             raise
@@ -108,6 +122,18 @@ class RayExecutor(ConductedExecutor):
         """Return those of all actors."""
         return self._workers.fingerprints() if self._workers is not None else {}
 
+    def _run_to_end(self, coroutine: Coroutine[Any, Any, RoundResults]) -> RoundResults:
+        assert self._workers is not None
+        return super()._run_to_end(_watched(coroutine, self._workers.watch))
+
+
+async def _watched(coroutine: Coroutine[Any, Any, RoundResults], watch: Watch) -> RoundResults:
+    looking = asyncio.ensure_future(watch.look_forever())
+    try:
+        return await coroutine
+    finally:
+        looking.cancel()
+
 
 def planned_placement(setting: Setting, address: str | None) -> Placement:
     """Return where the actors of a run would go now, without starting anything.
@@ -133,11 +159,15 @@ class _RayWorkers(Workers):
         self.facts: dict[str, WorkerFacts] = {}
         self.metrics = RunMetrics(config.name)
         self.metrics.workers(Counter("pools" if own.name.startswith("pool-") else own.kind for own in placement.actors))
+        self.watch = Watch(status)
         self._device_of_client = [device.name for device in setting.fleet.clients]
+        self._status = status
+        self._config = config.runtime
         self._timeout_seconds = config.runtime.timeout_seconds
         self._hosts: dict[str, Any] = {}
-        self._pools: list[Any] = []
-        settings = WorkerSettings(
+        self._pools: dict[int, Any] = {}
+        self._working: set[int] = set()
+        self._settings = WorkerSettings(
             recipe=recipe,
             shape=setting.shape,
             layout=setting.layout,
@@ -147,26 +177,51 @@ class _RayWorkers(Workers):
             gpu_context_bytes=int(config.runtime.gpu_context),
             run=config.name,
         )
-        packed = ray.put(pack_model(model, causal_lm=setting.task.kind == "causal_lm"))
-        task = ray.put(setting.task)
+        self._packed = Shared(lambda: pack_model(model, causal_lm=setting.task.kind == "causal_lm"))
+        self._task = Shared(lambda: setting.task)
+        self._placed = {own.name: own for own in placement.actors}
+        self._known_differences: set[str] = set()
         # Names are for people who watch the cluster; several runs may share it.
-        run_name = f"{config.name}-{secrets.token_hex(4)}"
-        self._reservation = Reservation(placement, run_name)
+        self._run_name = f"{config.name}-{secrets.token_hex(4)}"
+        self._num_started: Counter[str] = Counter()
+        self._moved: set[str] = set()
+        self._reservation = Reservation(placement, self._run_name)
         try:
             for placed in placement.hosts:
-                actor: Any = ray.remote(HostActor).options(**self._options(run_name, placed))
-                kind = HOST_KINDS[placed.name == CLOUD]
-                self._hosts[placed.name] = actor.remote(kind, _own(settings, placed), packed)
-            for placed in placement.pools:
-                actor = ray.remote(PoolActor).options(max_concurrency=self.in_flight, **self._options(run_name, placed))
-                self._pools.append(actor.remote(_own(settings, placed), packed, task))
+                self._start_host(placed.name)
+            for pool in range(self.num_pools):
+                self._start_pool(pool)
             self._wait_until_ready(config.runtime.startup_timeout_seconds, status)
         except BaseException:
             self.end()
             raise
+        self._working.update(self._pools)
 
-    def _options(self, run_name: str, placed: PlacedActor) -> dict[str, Any]:
-        return {"name": f"{run_name}/{placed.name}", **self._reservation.options(placed)}
+    def _start_host(self, name: str) -> None:
+        actor: Any = ray.remote(HostActor).options(**self._options(self._placed[name]))
+        settings = self._settings_of(self._placed[name])
+        self._hosts[name] = actor.remote(HOST_KINDS[name == CLOUD], settings, self._packed.reference)
+
+    def _start_pool(self, pool: int) -> None:
+        placed = self.placement.pools[pool]
+        remote: Any = ray.remote
+        actor = remote(concurrency_groups={WATCHING: 1})(PoolActor).options(
+            max_concurrency=self.in_flight, **self._options(placed)
+        )
+        self._pools[pool] = actor.remote(self._settings_of(placed), self._packed.reference, self._task.reference)
+
+    def _options(self, placed: PlacedActor) -> dict[str, Any]:
+        """Return Ray's options for an actor: where its room is reserved, or, if that node is gone, anywhere else."""
+        self._num_started[placed.name] += 1
+        number = self._num_started[placed.name] - 1
+        if number and not is_alive(placed.node_id):
+            self._moved.add(placed.name)
+        asked = resources_of(placed) if placed.name in self._moved else self._reservation.options(placed)
+        # A name that no actor of this run has had.
+        return {"name": f"{self._run_name}/{placed.name}{f'-again-{number}' if number else ''}", **asked}
+
+    def _settings_of(self, placed: PlacedActor) -> WorkerSettings:
+        return replace(self._settings, gpu_memory_bytes=placed.need.gpu_memory_bytes)
 
     def pools_for(self, cohort: Cohort) -> Sequence[int]:
         """Return the pools of the device that most members have."""
@@ -184,23 +239,108 @@ class _RayWorkers(Workers):
             by_kind.setdefault(kind, []).append(self.facts[placed.name].fingerprint)
         return by_kind
 
+    def new_differences(self) -> list[str]:
+        """Return what makes the workers' numbers differ, as far as it was not returned before."""
+        new = [line for line in differences(self.fingerprints()) if line not in self._known_differences]
+        self._known_differences.update(new)
+        return [f"not bit-reproducible: {line}" for line in new]
+
+    def tell(self, text: str, details: str = "") -> None:
+        super().tell(text, details)
+        self._status(text)
+
+    def is_working(self, pool: int) -> bool:
+        return pool in self._working
+
+    def replace_pool(self, pool: int) -> None:
+        self._working.discard(pool)
+        self.metrics.failed("pool")
+        ray.kill(self._pools[pool])
+        self._renew_shared()
+        self._start_pool(pool)
+
+    async def revive(self, pool: int) -> None:
+        await self._until_ready(pool_name(pool), lambda: self._pools[pool], lambda: self._start_pool(pool))
+        self._working.add(pool)
+
+    async def _until_ready(self, name: str, actor: Callable[[], Any], start: Callable[[], None]) -> None:
+        """Wait for an actor that was started again. Ray may learn only then that its node is gone."""
+        what, patience = f"room for {name}", self._config.startup_timeout_seconds
+        with self.watch.waiting(what):
+            answer = asyncio.ensure_future(answer_of(actor().ready.remote(), patience, what, name))
+            try:
+                while not (await asyncio.wait({answer}, timeout=_NODE_LOOK_SECONDS))[0]:
+                    if name not in self._moved and not is_alive(self._placed[name].node_id):
+                        answer.cancel()
+                        ray.kill(actor())
+                        start()
+                        answer = asyncio.ensure_future(answer_of(actor().ready.remote(), patience, what, name))
+                self.facts[name] = answer.result()
+            finally:
+                answer.cancel()
+                await asyncio.gather(answer, return_exceptions=True)
+        for line in self.new_differences():
+            self.tell(line)
+
+    async def recover(self, loss: WorkerLostError) -> None:
+        self.metrics.failed("round")
+        self._renew_shared()
+        await all_of(self._recover_host(name, is_lost=name == loss.worker) for name in self._hosts)
+        await all_of(self._recover_pool(pool) for pool in sorted(self._working))
+
+    async def _recover_host(self, name: str, *, is_lost: bool) -> None:
+        if not is_lost:
+            try:
+                await self._call(self._hosts[name].ready.remote(), f"{name} to answer", name)
+                return
+            except WorkerLostError as loss:
+                self.tell(f"{loss}; it is replaced")
+        self.metrics.failed("cloud" if name == CLOUD else "edge")
+        ray.kill(self._hosts[name])
+        self._start_host(name)
+        await self._until_ready(name, lambda: self._hosts[name], lambda: self._start_host(name))
+
+    async def _recover_pool(self, pool: int) -> None:
+        name = pool_name(pool)
+        try:
+            await self._call(self._pools[pool].alive.remote(), f"{name} to answer", name)
+        except WorkerLostError as loss:
+            self.tell(f"{loss}; it is replaced")
+            self.replace_pool(pool)
+
+    def _renew_shared(self) -> None:
+        self._packed.renew()
+        self._task.renew()
+
+    async def _call(self, reference: Any, what: str, worker: str) -> Any:
+        with self.watch.waiting(what):
+            return await answer_of(reference, self._timeout_seconds, what, worker)
+
     async def call_host(self, host: str, method: str, *arguments: Any) -> Any:
-        reference = self._hosts[host].call.remote(method, *arguments)
-        return await answer_of(reference, self._timeout_seconds, f"{host} to do {method}")
+        return await self._call(self._hosts[host].call.remote(method, *arguments), f"{host} to do {method}", host)
 
     async def train(
-        self, pool: int, cohort: Cohort, host: str, adapter_down: list[bytes], memories: list[ClientMemory]
+        self, pool: int, cohort: Cohort, host: str, adapter_down: list[bytes | None], memories: list[ClientMemory]
     ) -> TrainedCohort:
-        reference = self._pools[pool].train.remote(cohort, self._hosts[host], host, adapter_down, memories)
+        actor, name = self._pools[pool], pool_name(pool)
+        reference = actor.train.remote(cohort, self._hosts[host], host, adapter_down, memories)
         # Each step may wait for its edge as long as any wait; the pool's other cohorts may take as long again.
         patience = self._timeout_seconds * (1 + cohort.num_steps) * self.in_flight
-        trained: TrainedCohort = await answer_of(reference, patience, f"pool-{pool} to train cohort {cohort.name}")
-        return trained
+        limits = {"timeout_seconds": self._timeout_seconds, "patience_seconds": patience}
+        try:
+            with self.watch.waiting(f"{name} to train cohort {cohort.name}") as wait:
+                return await trained_cohort(actor, name, cohort, reference, **limits, wait=wait)
+        except asyncio.CancelledError:
+            # Nobody wants it any more: the pool shall have room for what comes next.
+            ray.cancel(reference)
+            raise
 
     async def score(self, pool: int, adapters: Any, piece: int, split: Split | None) -> Score:
-        reference = self._pools[pool].score.remote(adapters, piece, split)
+        name = pool_name(pool)
+        what = f"{name} to score piece {piece} of the test set"
         patience = self._timeout_seconds * self.in_flight
-        score: Score = await answer_of(reference, patience, f"pool-{pool} to score piece {piece} of the test set")
+        with self.watch.waiting(what):
+            score: Score = await answer_of(self._pools[pool].score.remote(adapters, piece, split), patience, what, name)
         return score
 
     def share(self, adapters: Adapters) -> Any:
@@ -208,17 +348,27 @@ class _RayWorkers(Workers):
 
     def end(self) -> None:
         """Kill all actors and give their room back."""
-        for actor in [*self._pools, *self._hosts.values()]:
+        for actor in [*self._pools.values(), *self._hosts.values()]:
             ray.kill(actor)
         self._reservation.end()
 
     def peak_memory_bytes(self) -> int:
-        references = [actor.peak_memory_bytes.remote() for actor in [*self._pools, *self._hosts.values()]]
-        return sum(ray.get(references, timeout=self._timeout_seconds))
+        actors = [*(self._pools[pool] for pool in sorted(self._working)), *self._hosts.values()]
+        answers, _ = ray.wait(
+            [actor.peak_memory_bytes.remote() for actor in actors],
+            num_returns=len(actors),
+            timeout=self._timeout_seconds,
+        )
+        total = 0
+        for answer in answers:
+            # Who has died since it was last needed is no reason to fail at the very end.
+            with suppress(ray.exceptions.RayError):
+                total += ray.get(answer)
+        return total
 
     def _wait_until_ready(self, timeout_seconds: float, status: Status) -> None:
         waiting: dict[Any, str] = {actor.ready.remote(): name for name, actor in self._hosts.items()}
-        waiting |= {actor.ready.remote(): f"pool-{i}" for i, actor in enumerate(self._pools)}
+        waiting |= {actor.ready.remote(): pool_name(pool) for pool, actor in self._pools.items()}
         deadline, total = time.monotonic() + timeout_seconds, len(waiting)
         while waiting:
             status(f"starting Ray actors: {total - len(waiting)} of {total} ready")
@@ -235,10 +385,6 @@ class _RayWorkers(Workers):
                 raise WaitTimeoutError(
                     f"waited {timeout_seconds:g} s for room for {names}; free in the cluster: {room}"
                 )
-
-
-def _own(settings: WorkerSettings, placed: PlacedActor) -> WorkerSettings:
-    return replace(settings, gpu_memory_bytes=placed.need.gpu_memory_bytes)
 
 
 def _limits_gpu_memory(setting: Setting) -> bool:

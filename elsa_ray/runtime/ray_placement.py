@@ -112,6 +112,11 @@ def resources_of(actor: PlacedActor) -> dict[str, Any]:
     return {"num_cpus": need.num_cpus, "num_gpus": need.num_gpus, "resources": dict(need.custom)}
 
 
+def is_alive(node_id: str | None) -> bool:
+    """Return whether a node is in the cluster still; one that was never chosen is."""
+    return node_id is None or any(node["NodeID"] == node_id and node["Alive"] for node in ray.nodes())
+
+
 def _on(node_id: str | None) -> dict[str, str]:
     return {} if node_id is None else {_NODE_ID_LABEL: node_id}
 

@@ -21,6 +21,7 @@ from elsa_ray.model.tripartite import TripartiteModel
 from elsa_ray.tasks.tokens import TokenizedTexts
 from elsa_ray.training.batches import CohortBatch, cohort_batch
 from elsa_ray.training.cohort import CALIBRATION, ByteMeter, Cohort
+from elsa_ray.training.failure import Whereabouts
 from elsa_ray.training.loss import client_losses
 from elsa_ray.training.memory import CutMemory
 from elsa_ray.training.messages import CohortMessenger, Payloads
@@ -87,6 +88,7 @@ def train_clients(
     meter: ByteMeter,
     memories: Sequence[CutMemory] | None = None,
     calibration_examples_of_members: Sequence[npt.NDArray[np.int64]] = (),
+    where: Whereabouts | None = None,
 ) -> Generator[EdgeRequest, Payloads, list[ClientResult]]:
     """Train a cohort's front and back parts; yields a request to the edge twice a step and is sent its answer.
 
@@ -103,8 +105,10 @@ def train_clients(
         memories: the keys and bases that each member holds; nothing by default.
         calibration_examples_of_members: for each member the examples that new keys and bases are made of, none where
             it has no need of them; empty for nobody.
+        where: is told where the training is.
     """
-    messenger = CohortMessenger(cohort, recipe, model.shape.hidden_size, meter, memories)
+    where = where if where is not None else Whereabouts(cohort.active_keys)
+    messenger = CohortMessenger(cohort, recipe, model.shape.hidden_size, meter, memories, where)
     parameters = stack_adapters(adapters_of_members, model.device)
     round_index = cohort.members[0].key.round_index
     optimizer = CohortOptimizer(parameters, recipe.protocol.optimizer, recipe.learning_rate(round_index))
@@ -114,6 +118,7 @@ def train_clients(
         batch = cohort_batch(tokens, first, 0, recipe.pad_id)
         yield from _calibrate(model, cohort, messenger, parameters, batch)
     for step in range(cohort.num_steps):
+        where.step(f"step {step}")
         batch = cohort_batch(tokens, examples_of_members, step, recipe.pad_id)
         batch = _as_members_see_it(batch, cohort, recipe)
         if cohort.split.is_cut:

@@ -67,16 +67,31 @@ class Cohort:
         name: unique in the round, such as ``edge0/0/2`` (host, edge round, number).
         members: the clients.
         split: of all of them.
+        failed: work of members whose computation has failed. They keep their rows, without a text in them, send
+            nothing and get nothing.
+        attempt: tells apart trainings of the same cohort, of which all but the last were broken off.
     """
 
     name: str
     members: tuple[Member, ...]
     split: Split
+    failed: frozenset[WorkKey] = frozenset()
+    attempt: int = 0
 
     @property
     def num_steps(self) -> int:
         """Steps of the member that has most."""
-        return max(member.num_steps for member in self.members)
+        return max((member.num_steps for member in self.members if member.key not in self.failed), default=0)
+
+    @property
+    def active_keys(self) -> tuple[WorkKey, ...]:
+        """Work of the members that have not failed."""
+        return tuple(member.key for member in self.members if member.key not in self.failed)
+
+    @property
+    def ticket(self) -> tuple[str, int]:
+        """Names this training of the cohort."""
+        return self.name, self.attempt
 
 
 class PlanMismatchError(Exception):

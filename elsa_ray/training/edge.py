@@ -14,6 +14,7 @@ from elsa_ray.model.adapters import Adapters
 from elsa_ray.model.tripartite import TripartiteModel
 from elsa_ray.training.client import EdgeCall, EdgeRequest, stack_adapters, unstack_adapters
 from elsa_ray.training.cohort import CALIBRATION, ByteMeter, Cohort
+from elsa_ray.training.failure import Whereabouts
 from elsa_ray.training.memory import CutMemory
 from elsa_ray.training.messages import CohortMessenger, Payloads
 from elsa_ray.training.optimizer import CohortOptimizer
@@ -44,7 +45,8 @@ class EdgeCohort:
         memories: Sequence[CutMemory] | None = None,
     ) -> None:
         self._model, self._cohort, self._recipe, self._meter = model, cohort, recipe, meter
-        self._messenger = CohortMessenger(cohort, recipe, model.shape.hidden_size, meter, memories)
+        self._where = Whereabouts(cohort.active_keys)
+        self._messenger = CohortMessenger(cohort, recipe, model.shape.hidden_size, meter, memories, self._where)
         self._parameters = stack_adapters(adapters_of_members, model.device)
         round_index = cohort.members[0].key.round_index
         learning_rate = recipe.learning_rate(round_index)
@@ -52,7 +54,15 @@ class EdgeCohort:
         self._between: tuple[Tensor, Tensor, tuple[tuple[int, int], ...], Tensor] | None = None
 
     def answer(self, request: EdgeRequest) -> Payloads:
-        """Run the middle blocks forward or backward and return the members' payloads."""
+        """Run the middle blocks forward or backward and return the members' payloads.
+
+        Raises:
+            ClientError: what a member has sent cannot be worked with.
+        """
+        with self._where.at(f"edge {request.call.value}, step {request.step}"):
+            return self._answer(request)
+
+    def _answer(self, request: EdgeRequest) -> Payloads:
         if request.call is EdgeCall.FORWARD:
             return self._forward(request.step, request.payloads)
         if request.call is EdgeCall.PROBE:

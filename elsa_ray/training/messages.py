@@ -9,6 +9,7 @@ Shapes: C members, B texts, S tokens of the cohort; B_c, S_c of a member; D hidd
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 
 import torch
@@ -18,6 +19,7 @@ from elsa_ray.codecs.chain import CodecChain, Memory, matching_memory
 from elsa_ray.codecs.codec import CodecContext, Maker
 from elsa_ray.codecs.wire import decode_calibrations, decode_hidden, encode_calibrations, encode_hidden
 from elsa_ray.training.cohort import CALIBRATION, STEP_ROLES, ByteMeter, Cohort
+from elsa_ray.training.failure import Whereabouts
 from elsa_ray.training.memory import CutMemory
 from elsa_ray.training.recipe import Recipe
 from elsa_ray.world.roles import Role
@@ -42,6 +44,7 @@ class CohortMessenger:
         width: D.
         meter: counts what this end encodes.
         memories: what this end holds of each member; nothing by default.
+        where: is told for whom this end computes.
     """
 
     def __init__(
@@ -51,8 +54,10 @@ class CohortMessenger:
         width: int,
         meter: ByteMeter,
         memories: Sequence[CutMemory] | None = None,
+        where: Whereabouts | None = None,
     ) -> None:
         self._cohort, self._recipe, self._width, self._meter = cohort, recipe, width, meter
+        self._where = where if where is not None else Whereabouts()
         self.memories = list(memories) if memories is not None else [CutMemory()] * len(cohort.members)
 
     def encode(
@@ -74,6 +79,10 @@ class CohortMessenger:
     def _encode_member(
         self, role: Role, step: int, position: int, own_BSD: Tensor, lengths_B: Tensor
     ) -> tuple[bytes, ...]:
+        with self._of_member(role, step, position):
+            return self._encoded(role, step, position, own_BSD, lengths_B)
+
+    def _encoded(self, role: Role, step: int, position: int, own_BSD: Tensor, lengths_B: Tensor) -> tuple[bytes, ...]:
         member, chain = self._cohort.members[position], self._recipe.chains.of_step(role)
         context = self._recipe.context(member.key, role, step)
         lengths_B = lengths_B[: len(own_BSD)]
@@ -123,6 +132,12 @@ class CohortMessenger:
     def _decode_member(
         self, role: Role, step: int, position: int, message: tuple[bytes, ...]
     ) -> tuple[Tensor, Tensor | None]:
+        with self._of_member(role, step, position):
+            return self._decoded(role, step, position, message)
+
+    def _decoded(
+        self, role: Role, step: int, position: int, message: tuple[bytes, ...]
+    ) -> tuple[Tensor, Tensor | None]:
         member, chain = self._cohort.members[position], self._recipe.chains.of_step(role)
         context = self._recipe.context(member.key, role, step)
         *calibrations, payload = message
@@ -135,7 +150,8 @@ class CohortMessenger:
         chain = self._recipe.chains.of_step(role)
         context = self._recipe.context(self._cohort.members[position].key, role, step)
         held = self.memories[position].second if role is Role.ACTIVATION_DOWN else ()
-        memory = decode_calibrations(chain, calibrations, held, self._width, MAKERS[role], context)
+        with self._of_member(role, step, position):
+            memory = decode_calibrations(chain, calibrations, held, self._width, MAKERS[role], context)
         self._remember(role, position, memory)
 
     def through_codec(
@@ -166,9 +182,14 @@ class CohortMessenger:
             rows_TD = sent_CBSD[own].reshape(batch * length, -1)
             gradient_TD = gradient_CBSD[own].reshape(batch * length, -1)
             context = self._recipe.context(member.key, role, step)
-            passed_TD = chain.backward(rows_TD, gradient_TD, context, self._memory(role, position))
+            with self._of_member(role, step, position):
+                passed_TD = chain.backward(rows_TD, gradient_TD, context, self._memory(role, position))
             result_CBSD[own] = passed_TD.reshape(batch, length, -1).to(result_CBSD.dtype)
         return result_CBSD.reshape(gradient_NSD.shape)
+
+    def _of_member(self, role: Role, step: int, position: int) -> AbstractContextManager[None]:
+        when = "calibration" if step == CALIBRATION else f"step {step}"
+        return self._where.of_member(self._cohort.members[position].key, f"{role.label} of {when}")
 
     def _calibrates(self, role: Role, step: int, position: int) -> bool:
         first = 0 if self._recipe.chains.calibration_texts is None else CALIBRATION
