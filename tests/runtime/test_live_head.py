@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import secrets
 import signal
 import socket
 import subprocess
@@ -16,7 +17,6 @@ from typing import Any
 
 import pytest
 import yaml
-from ray.util.state import list_actors, list_placement_groups
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -32,6 +32,19 @@ class Head:
     metrics: str
     environment: dict[str, str]
     process: subprocess.Popen[str]
+
+    def version(self) -> str:
+        """Ask the dashboard."""
+        return fetched(f"{self.dashboard}/api/version", self.environment["RAY_AUTH_TOKEN"])
+
+    def listed(self, what: str) -> list[dict[str, Any]]:
+        """Return what ``ray list`` tells."""
+        command = [str(BIN / "ray"), "list", what, "--address", self.dashboard, "--format", "json"]
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=120)
+        if done.returncode:
+            raise RuntimeError(done.stderr)
+        found: list[dict[str, Any]] = json.loads(done.stdout)
+        return found
 
 
 def free_ports(number: int) -> list[int]:
@@ -51,15 +64,16 @@ def until(found: Callable[[], Any], what: str, seconds: float = 180.0) -> Any:
         try:
             if answer := found():
                 return answer
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             why = str(error)
         time.sleep(1)
     raise AssertionError(f"no {what} in {seconds:g} s {why}")
 
 
-def fetched(url: str) -> str:
-    with urllib.request.urlopen(url, timeout=20) as answer:
-        return answer.read().decode()
+def fetched(url: str, token: str = "") -> str:
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"} if token else {})
+    with urllib.request.urlopen(request, timeout=20) as answer:
+        return str(answer.read().decode())
 
 
 @pytest.fixture
@@ -68,11 +82,9 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     folder = tmp_path_factory.mktemp("head")
     gcs, dashboard, metrics, listen, client = free_ports(5)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    environment |= {
-        "RAY_worker_niceness": "0",
-        "RAY_metrics_report_interval_ms": "1000",
-        "RAY_USAGE_STATS_ENABLED": "0",
-    }
+    environment |= {"RAY_worker_niceness": "0", "RAY_metrics_report_interval_ms": "1000"}
+    environment |= {"RAY_USAGE_STATS_ENABLED": "0"}
+    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     ports = {
         "port": gcs,
         "dashboard-port": dashboard,
@@ -81,7 +93,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         "ray-client-server-port": client,
     }
     command = [BIN / "ray", "start", "--head", "--block", "--num-cpus=4", "--object-store-memory=100000000"]
-    command += ["--node-ip-address=127.0.0.1", "--include-dashboard=true", *(f"--{k}={v}" for k, v in ports.items())]
+    command += ["--include-dashboard=true", *(f"--{k}={v}" for k, v in ports.items())]
     with (folder / "log").open("w") as log:
         # Blocking, it ends the processes that it has started when it is told to end, and no others.
         process = subprocess.Popen(
@@ -91,7 +103,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
             own = Head(
                 f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}", f"http://127.0.0.1:{metrics}", environment, process
             )
-            until(lambda: fetched(f"{own.dashboard}/api/version"), "dashboard")
+            until(own.version, "dashboard")
             until(lambda: fetched(f"{own.metrics}/metrics"), "metrics port")
             yield own
         finally:
@@ -108,9 +120,8 @@ def dashboard_series() -> set[str]:
 
 
 def left_over(head: Head) -> list[str]:
-    actors = [actor.name or actor.class_name for actor in list_actors(address=head.dashboard) if actor.state != "DEAD"]
-    groups = list_placement_groups(address=head.dashboard)
-    return [*actors, *(group.name for group in groups if group.state != "REMOVED")]
+    actors = [actor["class_name"] for actor in head.listed("actors") if actor["state"] != "DEAD"]
+    return actors + [group["name"] for group in head.listed("placement-groups") if group["state"] != "REMOVED"]
 
 
 @pytest.mark.slow
@@ -127,7 +138,7 @@ def test_runs_attach_and_are_submitted_at_once_and_leave_nothing(head: Head, top
         "topology": {"kind": "hierarchical", "clients": 4, "edges": 2},
         "protocol": {"name": "elsa", "rounds": 2, "local_steps": 1, "batch_size": 2},
         "numerics": {"precision": "fp32", "device": "cpu"},
-        "runtime": {"pools": 1, "startup_timeout_seconds": 300},
+        "runtime": {"executor": "ray", "pools": 1, "startup_timeout_seconds": 300},
     }
     config.write_text(yaml.safe_dump(values))
     elsa_ray = [sys.executable, "-m", "elsa_ray"]
@@ -161,10 +172,10 @@ def test_runs_attach_and_are_submitted_at_once_and_leave_nothing(head: Head, top
         for name in ("attached", "submitted")
     ]
     assert rounds[0]["loss"] == rounds[1]["loss"], "two runs of one config on one cluster"
-    until(lambda: not left_over(head), "end of all actors and placement groups", 60)
+    until(lambda: not left_over(head), "end of all actors and placement groups", 150)
 
     told = subprocess.run([*elsa_ray, "doctor", "--address", head.gcs, "--format", "json"], timeout=240, **doing)
     assert told.returncode == 0, told.stdout
     (node,) = json.loads(told.stdout[told.stdout.index("{") :])["nodes"]
     assert node["total"]["CPU"] == node["free"]["CPU"] == 4 and node["trouble"] is None
-    assert head.process.poll() is None and fetched(f"{head.dashboard}/api/version"), "the cluster is still up"
+    assert head.process.poll() is None and head.version(), "the cluster is still up"
