@@ -58,7 +58,7 @@ def run(config: object, address: str, said: list[str]) -> tuple[Finished, dict[s
 
 
 def main(data: Path) -> dict[str, object]:
-    config = small_config(data, *RUNTIME, edge_rounds=2)
+    config = small_config(data, *RUNTIME, rounds=1, local_steps=1)
     with cluster() as address:
         ray.init(address=address, namespace="test", log_to_driver=False, logging_level=logging.ERROR)
         ids = {node["NodeID"]: node for node in ray.nodes()}

@@ -16,7 +16,7 @@ def test_actors_are_on_the_nodes_of_their_kind(topic_data: Path) -> None:
     """Edges on two nodes with logical GPUs, pools of two devices with different shares on nodes of two kinds."""
     command = [sys.executable, "-m", "tests.runtime.on_placed_nodes", str(topic_data)]
     environment = os.environ | {"RAY_worker_niceness": "0"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, cwd=ROOT, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     told = json.loads(done.stdout.splitlines()[-1])
     kinds = told["kinds"]
