@@ -150,7 +150,7 @@ def test_runs_attach_and_are_submitted_at_once_and_leave_nothing(head: Head, top
     submit += ["--runtime-env", str(ROOT / "experiments" / "cluster" / "runtime_env.yaml"), "--"]
     # Where the history had come along, the job would fail.
     job = f"test ! -e .git && test ! -e runs && {' '.join(run)} {tmp_path / 'submitted'}"
-    submitted = subprocess.Popen([*submit, "sh", "-c", f"'{job}'"], **doing)
+    submitted = subprocess.Popen([*submit, "sh", "-c", job], **doing)
     began, missing = time.monotonic(), dashboard_series()
     assert missing
     try:
