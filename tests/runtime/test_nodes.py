@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1000)
 def test_actors_are_on_the_nodes_of_their_kind(topic_data: Path) -> None:
     """Edges on two nodes with logical GPUs, pools of two devices with different shares on nodes of two kinds."""
     command = [sys.executable, "-m", "tests.runtime.on_placed_nodes", str(topic_data)]
