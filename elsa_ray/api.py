@@ -35,6 +35,7 @@ from elsa_ray.runtime.checkpoints import (
     read_checkpoint,
 )
 from elsa_ray.runtime.executor import Executor, InlineExecutor, NoExecutor
+from elsa_ray.runtime.fingerprint import NumericFingerprint, describe_workers, differences
 from elsa_ray.runtime.forms import WrongDataError
 from elsa_ray.runtime.hardware import describe_hardware
 from elsa_ray.runtime.provenance import Provenance, check_same_data, check_unchanged, provenance_of
@@ -173,8 +174,14 @@ def compare(runs: Sequence[str | Path]) -> list[dict[str, Any]]:
     return compare_runs([Path(folder) for folder in runs])
 
 
-def dry_run(config: ConfigSource, *, overrides: Sequence[str] = (), console: Console) -> None:
-    """Check an experiment and show what its first round would cost, without training and without a run folder."""
+def dry_run(
+    config: ConfigSource, *, overrides: Sequence[str] = (), address: str | None = None, console: Console
+) -> None:
+    """Check an experiment and show what its first round would cost and where it would be computed.
+
+    Nothing is trained, no run folder is made, and no Ray is started: without a cluster's address, the placement is that
+    of a Ray on this machine.
+    """
     with console.status("preparing data, network and plan"):
         prepared = prepare(_read(config, overrides))
     print_start(prepared.setting, console)
@@ -184,6 +191,11 @@ def dry_run(config: ConfigSource, *, overrides: Sequence[str] = (), console: Con
         f"round 1 would take {first.report.simulated_seconds:.2f} simulated seconds and {first.report.num_bytes:,} "
         f"bytes with {len(first.report.participated)} clients; {prepared.config.protocol.rounds} rounds are planned"
     )
+    if prepared.config.runtime.executor == "ray":
+        from elsa_ray.runtime.ray_executor import planned_placement
+
+        for line in planned_placement(prepared.setting, address).lines():
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 class _Recorder:
@@ -207,6 +219,7 @@ class _Recorder:
             type(self._state),
         )
         self._worker_memory_bytes = 0
+        self._fingerprints: Mapping[str, Sequence[NumericFingerprint]] = {}
         self._begin = perf_counter()
 
     def record(self, address: str | None) -> Run:
@@ -235,6 +248,7 @@ class _Recorder:
 
     def _loop(self, address: str | None, progress: RunProgress) -> None:
         with _executor(self._prepared, address, progress) as (executor, adapters):
+            self._fingerprints = executor.fingerprints()
             world_state = None
             if self._before is None:
                 self._state = self._prepared.protocol.start(adapters)
@@ -242,6 +256,7 @@ class _Recorder:
                 world_state = self._before.world
             for finished in rounds(self._prepared, self._state, executor, world_state):
                 self._folder.write_round(finished, self._prepared.setting)
+                executor.observe(finished.report, finished.results, finished.wall_seconds)
                 self._state = finished.state
                 records = self._folder.state()
                 self._checkpoints.write(Checkpoint(finished.state, finished.world_state, records, self._wall_seconds()))
@@ -271,7 +286,8 @@ class _Recorder:
             self._prepared.setting,
             self._folder.totals,
             stop_reason=stop_reason,
-            hardware=describe_hardware(),
+            hardware={**describe_hardware(), "workers": describe_workers(self._fingerprints)},
+            unlike_workers=differences(self._fingerprints) if self._fingerprints else None,
             wall_seconds=self._wall_seconds(),
             worker_memory_bytes=self._worker_memory_bytes,
         )
@@ -307,7 +323,14 @@ def _executor(
 
     model = model.to(PRECISIONS[prepared.config.numerics.precision])
     with sigterm_kept():
-        ray_executor = RayExecutor(prepared.setting, model, recipe, address=address, status=progress.status)
+        ray_executor = RayExecutor(
+            prepared.setting,
+            model,
+            recipe,
+            address=address,
+            status=progress.status,
+            announce=progress.announce,
+        )
     with ray_executor:
         yield ray_executor, adapters
 

@@ -45,7 +45,7 @@ def run(
     set_: Overrides = None,
     out: OutFolder = None,
     address: Address = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan the first round and train nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan a round and its actors; train nothing.")] = False,
     resume: Annotated[
         Path | None,
         typer.Option(metavar="RUN", help="Instead of CONFIG: go on with a run that was interrupted, in its folder."),
@@ -70,7 +70,7 @@ def run(
     elif dry_run:
         if out is not None:
             raise InputError("--out", f"{out} together with --dry-run", "one of both: a dry run writes nothing")
-        api.dry_run(config, overrides=set_ or (), console=Console())
+        api.dry_run(config, overrides=set_ or (), address=address, console=Console())
     else:
         api.run(config, overrides=set_ or (), out=out, address=address, console=Console())
 
@@ -293,6 +293,24 @@ def schema() -> None:
     from elsa_ray.config.load import config_schema
 
     Console().print_json(data=config_schema())
+
+
+@app.command()
+def doctor(
+    address: Address = None,
+    format_: Annotated[Literal["table", "json"], typer.Option("--format")] = "table",
+) -> None:
+    """Say what this machine or cluster can run, and what stands in the way.
+
+    Packages, precision, memory, GPUs, nodes, the pools that a run would get, and how many clients fit.
+    """
+    from elsa_ray.doctor import examine, print_examination, to_json
+
+    facts = examine(address)
+    if format_ == "json":
+        Console().print_json(to_json(facts))
+    else:
+        print_examination(facts, Console())
 
 
 def run_command(arguments: Sequence[str]) -> int:

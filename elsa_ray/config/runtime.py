@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from elsa_ray.config.section import PositiveInt, Section
-from elsa_ray.config.units import Seconds
+from elsa_ray.config.units import NumBytes, Seconds
 
 Share = Annotated[float, Field(ge=0)] | Literal["auto"]
 
@@ -18,9 +18,32 @@ class ActorResources(Section):
     num_cpus: Share = 0.0
     """``auto``, for pools: one CPU, or less where there are more pools than CPUs."""
     num_gpus: Share = "auto"
-    """``auto`` shares the cluster's GPUs among all actors where ``numerics.device`` is cuda, else 0."""
+    """``auto``, where ``numerics.device`` is cuda: what ``gpu_memory`` is of a GPU, or without it an equal share of
+    what is left; else 0."""
+    gpu_memory: Annotated[NumBytes, Field(gt=0)] | None = None
+    """Most memory of its GPU that the actor takes, its CUDA context included; torch refuses it more."""
     custom: dict[str, Annotated[float, Field(gt=0)]] = {}
     """Custom resources of the cluster, such as ``{client_node: 0.1}``."""
+
+    @field_validator("num_gpus")
+    @classmethod
+    def _whole_beyond_one(cls, value: Share) -> Share:
+        if isinstance(value, float) and value > 1 and value != int(value):
+            raise ValueError("a part of one GPU, or a whole number of GPUs")
+        return value
+
+
+class PoolResources(ActorResources):
+    """What Ray reserves for one client pool."""
+
+    num_cpus: Share = "auto"
+
+
+class DevicePools(PoolResources):
+    """The pools of the clients that have one kind of device."""
+
+    pools: PositiveInt | Literal["auto"] = "auto"
+    """``auto``: as many as fit, beside the other pools in proportion to the clients of each."""
 
 
 class RuntimeConfig(Section):
@@ -29,7 +52,7 @@ class RuntimeConfig(Section):
     executor: Literal["ray", "inline", "none"] = "ray"
     """``ray``: actors; ``inline``: this process, for debugging; ``none``: plan and time only."""
     pools: PositiveInt | Literal["auto"] = "auto"
-    """Client pools; ``auto`` is one a CPU of the cluster."""
+    """Client pools; ``auto``: as many as fit, at most one for ``threads`` CPUs, or one a GPU."""
     clients_per_pool: PositiveInt | None = None
     """Instead of ``pools``: one pool for so many clients. A cohort is always computed whole by one pool, so one actor
     a client also needs ``numerics.cohort: 1``."""
@@ -46,6 +69,11 @@ class RuntimeConfig(Section):
     keep_checkpoints: Annotated[int, Field(ge=0)] = 2
     """How many of the last checkpoints are kept, of which one is written after every round; with 0 there are none, and
     an interrupted run cannot be resumed."""
-    pool_resources: ActorResources = ActorResources(num_cpus="auto")
+    pool_resources: PoolResources = PoolResources()
+    pools_by_device: dict[str, DevicePools] = {}
+    """Pools of their own for clients by the name of their device, such as ``{phone: {pools: 2, num_cpus: 0.5}}``. A
+    cohort goes to the pools of most of its members; devices that are not named share the other pools."""
     edge_resources: ActorResources = ActorResources()
     cloud_resources: ActorResources = ActorResources()
+    gpu_context: NumBytes = 600e6
+    """GPU memory that a process takes before its first tensor: the part of ``gpu_memory`` that is not for tensors."""

@@ -74,6 +74,11 @@ class RunProgress:
             self._console.print(text, highlight=False, markup=False, soft_wrap=True)
         self._last_status = text
 
+    def announce(self, text: str) -> None:
+        """Tell what stays on the screen."""
+        console = self._bar.console if self._bar is not None else self._console
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
     def round(self, round_: Round) -> None:
         """Show a round that has ended."""
         number = round_.report.round_index + 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import resource
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -33,6 +33,7 @@ def make_summary(
     wall_seconds: float | None = None,
     wall_seconds_by_phase: Mapping[str, float] | None = None,
     worker_memory_bytes: int = 0,
+    unlike_workers: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Return the summary as plain values.
 
@@ -44,6 +45,7 @@ def make_summary(
         wall_seconds: the host's time for the whole run; by default the sum over the phases.
         wall_seconds_by_phase: phases outside of the rounds, such as ``prepare``.
         worker_memory_bytes: the peak of the actors together, which are no children of this process.
+        unlike_workers: in what workers differ whose arithmetic should be alike; None where there were no workers.
     """
     config, figures = setting.config, totals.figures()
     executor = config.runtime.executor
@@ -66,10 +68,18 @@ def make_summary(
         "host_peak_memory_bytes": peak_memory_bytes() + worker_memory_bytes,
         "config_sha256": config_sha256(config),
         "data_sha256": setting.task.data_sha256,
-        "assumptions": assumptions(setting, executor),
+        "bit_reproducible": None if unlike_workers is None else not unlike_workers,
+        "assumptions": [*assumptions(setting, executor), *_unlike_sentences(unlike_workers)],
         "versions": versions(),
         "hardware": dict(hardware),
     }
+
+
+def _unlike_sentences(unlike_workers: Sequence[str] | None) -> list[str]:
+    if not unlike_workers:
+        return []
+    told = "; ".join(unlike_workers)
+    return [f"Not bit-reproducible: which worker computes what is an accident of time, and {told}."]
 
 
 def versions() -> dict[str, str | None]:

@@ -33,6 +33,11 @@ class Cluster:
             ray.shutdown()
 
 
+def is_there(address: str | None) -> bool:
+    """Tell whether a run with this address attaches to a cluster; else it starts one here."""
+    return ray.is_initialized() or (address or os.environ.get("RAY_ADDRESS") or "local") != "local"
+
+
 def join_cluster(address: str | None) -> Cluster:
     """Connect to ``address``, else to RAY_ADDRESS, else start Ray on this machine.
 

@@ -11,7 +11,7 @@ import itertools
 import logging
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -43,6 +43,12 @@ class Workers(Pools):
     """
 
     num_pieces: int
+    near: Mapping[str, Collection[int]] = {}
+    """For each host the pools that are close to it."""
+
+    def pools_for(self, cohort: Cohort) -> Sequence[int]:
+        """Return the pools that may train a cohort; it decides where it is computed, and nothing else."""
+        return range(self.num_pools)
 
     async def recover(self, loss: WorkerLostError) -> None:
         """Replace the host that was lost, and whoever else was, so that a round can begin."""
@@ -241,7 +247,8 @@ class Conductor:
         await books.turns.wait(cohort)
         attempts = Attempts(cohort, self._policy, self._retries, {key.client for key in books.failures})
         while True:
-            place = await places.take(alone=attempts.wants_to_be_alone)
+            suitable, near = self._workers.pools_for(cohort), self._workers.near.get(host, ())
+            place = await places.take(suitable, near, alone=attempts.wants_to_be_alone)
             attempt = replace(cohort, failed=attempts.failed, attempt=next(self._attempts))
             try:
                 trained, at_edge = await self._train(attempt, place, places, host, books)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,10 +13,11 @@ import torch
 from elsa_ray.model.adapters import Adapters
 from elsa_ray.model.split import Split
 from elsa_ray.model.tripartite import TripartiteModel
-from elsa_ray.protocols.protocol import ProtocolState, RoundResults
+from elsa_ray.protocols.protocol import ProtocolState, RoundReport, RoundResults
 from elsa_ray.protocols.setting import Setting
 from elsa_ray.runtime.conductor import Conductor, Workers
 from elsa_ray.runtime.failure import naming
+from elsa_ray.runtime.fingerprint import NumericFingerprint, this_process
 from elsa_ray.runtime.host import Cloud, EdgeServer, ModelHost
 from elsa_ray.runtime.jobs import CLOUD, host_names, host_of_node, round_job
 from elsa_ray.runtime.pool import ClientPool, TrainedCohort
@@ -52,6 +53,14 @@ class Executor(ABC):
     def peak_memory_bytes(self) -> int:
         """Return the peak resident memory of workers outside of this process."""
         return 0
+
+    def fingerprints(self) -> Mapping[str, Sequence[NumericFingerprint]]:
+        """Return the workers' numeric fingerprints by kind of worker; none where nothing is computed."""
+        return {}
+
+    def observe(self, report: RoundReport, results: RoundResults, wall_seconds: Mapping[str, float]) -> None:
+        """Hear of a finished round, for whoever watches the workers."""
+        return None
 
 
 class NoExecutor(Executor):
@@ -118,6 +127,10 @@ class InlineExecutor(ConductedExecutor):
         self._threads_before = torch.get_num_threads()
         torch.set_num_threads(setting.config.runtime.threads)
         super().__init__(setting, InlineWorkers(setting, model, recipe))
+
+    def fingerprints(self) -> Mapping[str, Sequence[NumericFingerprint]]:
+        """Return this process's."""
+        return {"this process": [this_process(str(self._setting.config.numerics.device))]}
 
     def close(self) -> None:
         """Give this process its threads back."""

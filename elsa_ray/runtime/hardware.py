@@ -27,7 +27,7 @@ def resolve_numerics(numerics: NumericsConfig) -> NumericsConfig:
         raise InputError("numerics.device", "cuda", "cpu or auto: this machine has no usable GPU")
     precision = numerics.precision
     if precision == "auto":
-        has_bf16 = torch.cuda.is_bf16_supported() if device == "cuda" else bool(_cpu_flags() & _BF16_FLAGS)
+        has_bf16 = torch.cuda.is_bf16_supported() if device == "cuda" else bool(cpu_flags() & _BF16_FLAGS)
         precision = "bf16" if has_bf16 else "fp32"
     return numerics.model_copy(update={"device": device, "precision": precision})
 
@@ -39,7 +39,7 @@ def describe_hardware() -> dict[str, Any]:
     """Return what a reader must know to judge wall-clock figures and bit-reproducibility."""
     description: dict[str, Any] = {
         "machine": platform.machine(),
-        "processor": _cpu_name(),
+        "processor": cpu_name(),
         "cpus": os.cpu_count(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "system": f"{platform.system()} {platform.release()}",
@@ -55,9 +55,11 @@ def _cpu_info(field: str) -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith(field)), "")
 
 
-def _cpu_flags() -> set[str]:
+def cpu_flags() -> set[str]:
+    """Return the instruction sets of the CPU, as Linux names them; empty elsewhere."""
     return set(_cpu_info("flags").split())
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """Return what the CPU calls itself."""
     return _cpu_info("model name") or platform.processor()

@@ -1,10 +1,14 @@
-"""Where pools have room for work. A pool that died has none until it is replaced; meanwhile the others go on."""
+"""Which pool takes the next cohort: one that serves its clients, the least busy first, near its edge where it can be.
+
+A pool that died has no room until it is replaced; meanwhile the others go on.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Collection
 from typing import NamedTuple, Self
 
 from elsa_ray.runtime.failure import WaitTimeoutError, WorkerError, WorkerLostError, times
@@ -32,6 +36,9 @@ class Pools(ABC):
             WorkerLostError: it died as well.
         """
 
+    def cohorts_changed(self, waiting: int, in_pools: int) -> None:  # noqa: B027 - not everybody wants to know
+        """Hear how many cohorts wait for a pool, and how many are in one."""
+
     @abstractmethod
     def tell(self, text: str) -> None:
         """Tell the user what went wrong and what is done about it."""
@@ -48,6 +55,14 @@ class Place(NamedTuple):
     alone: bool
 
 
+class _Wish(NamedTuple):
+    """What somebody waits for: a place in a suitable pool, and rather in a near one."""
+
+    suitable: Collection[int]
+    near: Collection[int]
+    place: asyncio.Future[Place]
+
+
 class Places:
     """Hands out the pools' places. Use it as an asynchronous context manager, once a round.
 
@@ -62,8 +77,10 @@ class Places:
         self._generation = [0] * pools.num_pools
         self._revivals: dict[int, asyncio.Task[None]] = {}
         self._ended: set[tuple[int, int]] = set()
-        self._waiters: deque[asyncio.Future[Place]] = deque()
-        self._lone_waiters: deque[asyncio.Future[Place]] = deque()
+        self._waiters: dict[asyncio.Future[Place], _Wish] = {}
+        self._lone_waiters: deque[_Wish] = deque()
+        self._in_pools: Counter[int] = Counter()
+        self._absent: set[int] = set()
         self._reserved: int | None = None
         self._hopeless: WorkerError | None = None
 
@@ -82,18 +99,31 @@ class Places:
             revival.cancel()
         await asyncio.gather(*self._revivals.values(), return_exceptions=True)
 
-    async def take(self, *, alone: bool = False) -> Place:
-        """Wait for a place in any pool, or for a whole pool.
+    async def take(
+        self, suitable: Collection[int] | None = None, near: Collection[int] = (), *, alone: bool = False
+    ) -> Place:
+        """Wait for a place in a pool, or for a whole pool.
+
+        Args:
+            suitable: pools that may be given; None for all. Where there is no room for any of them in the cluster any
+                more, the others will do: where work is done changes no number.
+            near: of equally busy pools these come first, and of those who wait, who is near.
+            alone: for a whole pool.
 
         Raises:
             WorkerError: no pool works, and none can be started.
         """
         waiter: asyncio.Future[Place] = asyncio.get_running_loop().create_future()
-        (self._lone_waiters if alone else self._waiters).append(waiter)
+        wish = _Wish(range(self._pools.num_pools) if suitable is None else suitable, near, waiter)
+        if alone:
+            self._lone_waiters.append(wish)
+        else:
+            self._waiters[waiter] = wish
         self._serve()
         try:
             return await waiter
         except asyncio.CancelledError:
+            self._waiters.pop(waiter, None)
             if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
                 self.give(waiter.result())
             raise
@@ -101,6 +131,7 @@ class Places:
     def give(self, place: Place) -> None:
         """Give a place back."""
         if self.is_there(place):
+            self._in_pools[place.pool] -= 1
             self._free += [place.pool] * (self._pools.in_flight if place.alone else 1)
             self._serve()
 
@@ -124,6 +155,7 @@ class Places:
             return
         self._generation[pool] += 1
         self._free = [other for other in self._free if other != pool]
+        self._in_pools[pool] = 0
         self._pools.replace_pool(pool)
         self._begin_revival(pool)
         if self._reserved == pool:
@@ -131,34 +163,69 @@ class Places:
             self._serve()
 
     def _serve(self) -> None:
-        """Hand out what is free to those who wait, in order; whoever wants to be alone has a pool kept free for it."""
+        """Hand out what is free to those who wait; whoever wants to be alone has a pool kept free for it."""
         if self._hopeless is not None:
-            for waiter in [*self._lone_waiters, *self._waiters]:
+            for waiter in [*(wish.place for wish in self._lone_waiters), *self._waiters]:
                 if not waiter.done():
                     waiter.set_exception(self._hopeless)
-        _drop_done(self._lone_waiters)
-        while self._lone_waiters and self._take_whole_pool():
-            _drop_done(self._lone_waiters)
-        _drop_done(self._waiters)
-        while self._waiters:
-            pool = next((pool for pool in self._free if pool != self._reserved), None)
-            if pool is None:
-                return
-            self._free.remove(pool)
-            self._waiters.popleft().set_result(Place(pool, self._generation[pool], alone=False))
-            _drop_done(self._waiters)
+            self._lone_waiters.clear()
+            self._waiters.clear()
+        while self._has_lone_waiter() and self._give_whole_pool():
+            pass
+        while self._waiters and self._give_one():
+            pass
+        self._pools.cohorts_changed(len(self._waiters) + len(self._lone_waiters), self._in_pools.total())
 
-    def _take_whole_pool(self) -> bool:
+    def _has_lone_waiter(self) -> bool:
+        """Forget those in front who gave up, and what was kept for them; return whether somebody is left."""
+        while self._lone_waiters and self._lone_waiters[0].place.done():
+            self._lone_waiters.popleft()
+            self._reserved = None
+        return bool(self._lone_waiters)
+
+    def _give_whole_pool(self) -> bool:
+        wish = self._lone_waiters[0]
         if self._reserved is None:
-            working = [pool for pool in range(self._pools.num_pools) if pool not in self._revivals]
-            self._reserved = max(working, key=self._free.count, default=None)
+            pools = [pool for pool in range(self._pools.num_pools) if pool not in self._revivals]
+            self._reserved = max(
+                (pool for pool in pools if self._suits(pool, wish)), key=self._free.count, default=None
+            )
         pool = self._reserved
         if pool is None or self._free.count(pool) < self._pools.in_flight:
             return False
         self._free = [other for other in self._free if other != pool]
         self._reserved = None
-        self._lone_waiters.popleft().set_result(Place(pool, self._generation[pool], alone=True))
+        self._lone_waiters.popleft()
+        self._grant(wish, pool, alone=True)
         return True
+
+    def _give_one(self) -> bool:
+        free = Counter(pool for pool in self._free if pool != self._reserved)
+        # The least busy first: no core waits while another has two pieces of work. Then the near one.
+        for count in sorted(set(free.values()), reverse=True):
+            pools = [pool for pool in free if free[pool] == count]
+            for only_near in (True, False):
+                for pool in pools:
+                    wish = self._first_wish(pool, only_near=only_near)
+                    if wish is not None:
+                        del self._waiters[wish.place]
+                        self._free.remove(pool)
+                        self._grant(wish, pool, alone=False)
+                        return True
+        return False
+
+    def _first_wish(self, pool: int, *, only_near: bool) -> _Wish | None:
+        for wish in self._waiters.values():
+            if not wish.place.done() and self._suits(pool, wish) and (not only_near or pool in wish.near):
+                return wish
+        return None
+
+    def _suits(self, pool: int, wish: _Wish) -> bool:
+        return pool in wish.suitable or self._absent.issuperset(wish.suitable)
+
+    def _grant(self, wish: _Wish, pool: int, *, alone: bool) -> None:
+        self._in_pools[pool] += 1
+        wish.place.set_result(Place(pool, self._generation[pool], alone))
 
     def _begin_revival(self, pool: int) -> None:
         self._revivals[pool] = asyncio.ensure_future(self._revive(pool))
@@ -173,6 +240,8 @@ class Places:
                 if len(self._revivals) == self._pools.num_pools:
                     return self._give_up(error)
                 self._pools.tell(f"{error}; going on with the other pools")
+                self._absent.add(pool)
+                self._serve()
             except WorkerLostError as loss:
                 died += 1
                 if died > self._retries:
@@ -182,15 +251,10 @@ class Places:
             except WorkerError as error:
                 return self._give_up(error)
         del self._revivals[pool]
+        self._absent.discard(pool)
         self._free += [pool] * self._pools.in_flight
         self._serve()
 
     def _give_up(self, error: WorkerError) -> None:
         self._hopeless = error
         self._serve()
-
-
-def _drop_done(waiters: deque[asyncio.Future[Place]]) -> None:
-    """Forget those in front who have been cancelled."""
-    while waiters and waiters[0].done():
-        waiters.popleft()

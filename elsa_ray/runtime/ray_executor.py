@@ -3,29 +3,41 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import ray
 from transformers import PreTrainedModel
 
-from elsa_ray.config.runtime import ActorResources
 from elsa_ray.model.adapters import Adapters
 from elsa_ray.model.split import Split
-from elsa_ray.protocols.protocol import RoundResults
+from elsa_ray.protocols.protocol import RoundReport, RoundResults
 from elsa_ray.protocols.setting import Setting
-from elsa_ray.runtime.actors import HOST_KINDS, WATCHING, HostActor, PoolActor, WorkerSettings, answer_of
+from elsa_ray.runtime.actors import (
+    HOST_KINDS,
+    WATCHING,
+    HostActor,
+    PoolActor,
+    WorkerFacts,
+    WorkerSettings,
+    answer_of,
+)
 from elsa_ray.runtime.cluster import Cluster, join_cluster
 from elsa_ray.runtime.conductor import Workers, all_of
+from elsa_ray.runtime.demand import place_run
 from elsa_ray.runtime.executor import ConductedExecutor
 from elsa_ray.runtime.failure import WaitTimeoutError, WorkerError, WorkerLostError
-from elsa_ray.runtime.jobs import CLOUD, host_names, pool_name
+from elsa_ray.runtime.fingerprint import NumericFingerprint, differences
+from elsa_ray.runtime.jobs import CLOUD, pool_name
+from elsa_ray.runtime.metrics import RunMetrics
+from elsa_ray.runtime.placement import PlacedActor, Placement
 from elsa_ray.runtime.pool import TrainedCohort
+from elsa_ray.runtime.ray_placement import Reservation, cluster_nodes, is_alive, nodes_at, resources_of
 from elsa_ray.runtime.shared import Shared
 from elsa_ray.runtime.watch import Watch, trained_cohort
 from elsa_ray.runtime.weights import pack_model
@@ -35,6 +47,8 @@ from elsa_ray.training.memory import ClientMemory
 from elsa_ray.training.recipe import Recipe
 
 Status = Callable[[str], None]
+
+_NODE_LOOK_SECONDS = 5.0
 
 
 class RayExecutor(ConductedExecutor):
@@ -46,21 +60,34 @@ class RayExecutor(ConductedExecutor):
         recipe: seed, optimiser, chains.
         address: of a running cluster; None for RAY_ADDRESS, else a local Ray.
         status: told what is waited for.
+        announce: told what a reader of the run must know: where it is computed, and whether its bits can be had again.
 
     Raises:
-        InputError: nothing answers at the address.
+        InputError: nothing answers at the address, or the actors ask for what no node can give.
         WaitTimeoutError: the cluster did not find room for the actors in time.
     """
 
     name = "ray"
 
     def __init__(
-        self, setting: Setting, model: PreTrainedModel, recipe: Recipe, *, address: str | None, status: Status
+        self,
+        setting: Setting,
+        model: PreTrainedModel,
+        recipe: Recipe,
+        *,
+        address: str | None,
+        status: Status,
+        announce: Status = lambda text: None,
     ) -> None:
         self._cluster: Cluster = join_cluster(address)
         self._workers: _RayWorkers | None = None
         try:
-            self._workers = _RayWorkers(setting, model, recipe, status)
+            placement = place_run(setting, cluster_nodes(with_gpu_memory=_limits_gpu_memory(setting)))
+            for line in placement.lines():
+                announce(line)
+            self._workers = _RayWorkers(setting, model, recipe, placement, status)
+            for line in self._workers.new_differences():
+                announce(line)
         except BaseException:
             self._leave()
             raise
@@ -81,6 +108,20 @@ class RayExecutor(ConductedExecutor):
         """Return the summed peaks of all actors' resident memory; shared pages count in each."""
         return self._workers.peak_memory_bytes() if self._workers is not None else 0
 
+    def observe(self, report: RoundReport, results: RoundResults, wall_seconds: Mapping[str, float]) -> None:
+        """Tell the cluster's monitoring of a finished round."""
+        if self._workers is not None:
+            self._workers.metrics.round(report, results, wall_seconds)
+
+    def nodes_of_actors(self) -> dict[str, str]:
+        """Return Ray's id of the node of each actor by the actor's name."""
+        facts = self._workers.facts if self._workers is not None else {}
+        return {name: own.node_id for name, own in facts.items()}
+
+    def fingerprints(self) -> Mapping[str, Sequence[NumericFingerprint]]:
+        """Return those of all actors."""
+        return self._workers.fingerprints() if self._workers is not None else {}
+
     def _run_to_end(self, coroutine: Coroutine[Any, Any, RoundResults]) -> RoundResults:
         assert self._workers is not None
         return super()._run_to_end(_watched(coroutine, self._workers.watch))
@@ -94,15 +135,32 @@ async def _watched(coroutine: Coroutine[Any, Any, RoundResults], watch: Watch) -
         looking.cancel()
 
 
+def planned_placement(setting: Setting, address: str | None) -> Placement:
+    """Return where the actors of a run would go now, without starting anything.
+
+    Raises:
+        InputError: nothing answers at the address, or the actors ask for what no node can give.
+    """
+    return place_run(setting, nodes_at(address, with_gpu_memory=_limits_gpu_memory(setting)))
+
+
 class _RayWorkers(Workers):
     """Handles of the actors."""
 
-    def __init__(self, setting: Setting, model: PreTrainedModel, recipe: Recipe, status: Status) -> None:
+    def __init__(
+        self, setting: Setting, model: PreTrainedModel, recipe: Recipe, placement: Placement, status: Status
+    ) -> None:
         config = setting.config
         self.in_flight = config.runtime.in_flight
-        self.num_pools = num_pools(setting)
+        self.num_pools = len(placement.pools)
         self.num_pieces = len(evaluation_pieces(setting.task.test))
+        self.near = placement.near()
+        self.placement = placement
+        self.facts: dict[str, WorkerFacts] = {}
+        self.metrics = RunMetrics(config.name)
+        self.metrics.workers(Counter("pools" if own.name.startswith("pool-") else own.kind for own in placement.actors))
         self.watch = Watch(status)
+        self._device_of_client = [device.name for device in setting.fleet.clients]
         self._status = status
         self._config = config.runtime
         self._timeout_seconds = config.runtime.timeout_seconds
@@ -116,39 +174,76 @@ class _RayWorkers(Workers):
             device=str(config.numerics.device),
             threads=config.runtime.threads,
             timeout_seconds=self._timeout_seconds,
+            gpu_context_bytes=int(config.runtime.gpu_context),
+            run=config.name,
         )
         self._packed = Shared(lambda: pack_model(model, causal_lm=setting.task.kind == "causal_lm"))
         self._task = Shared(lambda: setting.task)
-        self._shares = _Shares(setting, self.num_pools)
+        self._placed = {own.name: own for own in placement.actors}
+        self._known_differences: set[str] = set()
         # Names are for people who watch the cluster; several runs may share it.
         self._run_name = f"{config.name}-{secrets.token_hex(4)}"
         self._num_started: Counter[str] = Counter()
-        for name in [CLOUD, *host_names(setting)]:
-            self._start_host(name)
-        for pool in range(self.num_pools):
-            self._start_pool(pool)
-        self._wait_until_ready(config.runtime.startup_timeout_seconds, status)
+        self._moved: set[str] = set()
+        self._reservation = Reservation(placement, self._run_name)
+        try:
+            for placed in placement.hosts:
+                self._start_host(placed.name)
+            for pool in range(self.num_pools):
+                self._start_pool(pool)
+            self._wait_until_ready(config.runtime.startup_timeout_seconds, status)
+        except BaseException:
+            self.end()
+            raise
         self._working.update(self._pools)
 
     def _start_host(self, name: str) -> None:
-        is_cloud = name == CLOUD
-        asked = self._config.cloud_resources if is_cloud else self._config.edge_resources
-        options = {"name": self._actor_name(name), **self._shares.of(asked)}
-        actor: Any = ray.remote(HostActor).options(**options)
-        self._hosts[name] = actor.remote(HOST_KINDS[is_cloud], self._settings, self._packed.reference)
+        actor: Any = ray.remote(HostActor).options(**self._options(self._placed[name]))
+        settings = self._settings_of(self._placed[name])
+        self._hosts[name] = actor.remote(HOST_KINDS[name == CLOUD], settings, self._packed.reference)
 
     def _start_pool(self, pool: int) -> None:
-        options = {"name": self._actor_name(pool_name(pool)), "max_concurrency": self.in_flight}
-        asked = self._shares.of(self._config.pool_resources)
+        placed = self.placement.pools[pool]
         remote: Any = ray.remote
-        actor = remote(concurrency_groups={WATCHING: 1})(PoolActor).options(**options, **asked)
-        self._pools[pool] = actor.remote(self._settings, self._packed.reference, self._task.reference)
+        actor = remote(concurrency_groups={WATCHING: 1})(PoolActor).options(
+            max_concurrency=self.in_flight, **self._options(placed)
+        )
+        self._pools[pool] = actor.remote(self._settings_of(placed), self._packed.reference, self._task.reference)
 
-    def _actor_name(self, name: str) -> str:
-        """Return a name that no actor of this run has had."""
-        self._num_started[name] += 1
-        again = f"-again-{self._num_started[name] - 1}" if self._num_started[name] > 1 else ""
-        return f"{self._run_name}/{name}{again}"
+    def _options(self, placed: PlacedActor) -> dict[str, Any]:
+        """Return Ray's options for an actor: where its room is reserved, or, if that node is gone, anywhere else."""
+        self._num_started[placed.name] += 1
+        number = self._num_started[placed.name] - 1
+        if number and not is_alive(placed.node_id):
+            self._moved.add(placed.name)
+        asked = resources_of(placed) if placed.name in self._moved else self._reservation.options(placed)
+        # A name that no actor of this run has had.
+        return {"name": f"{self._run_name}/{placed.name}{f'-again-{number}' if number else ''}", **asked}
+
+    def _settings_of(self, placed: PlacedActor) -> WorkerSettings:
+        return replace(self._settings, gpu_memory_bytes=placed.need.gpu_memory_bytes)
+
+    def pools_for(self, cohort: Cohort) -> Sequence[int]:
+        """Return the pools of the device that most members have."""
+        return self.placement.pools_for([self._device_of_client[member.key.client] for member in cohort.members])
+
+    def cohorts_changed(self, waiting: int, in_pools: int) -> None:
+        """Tell the cluster's monitoring."""
+        self.metrics.waiting(waiting, in_pools)
+
+    def fingerprints(self) -> dict[str, list[NumericFingerprint]]:
+        """Return the actors' numeric fingerprints by kind."""
+        by_kind: dict[str, list[NumericFingerprint]] = {}
+        for placed in self.placement.actors:
+            kind = "pools" if placed.name.startswith("pool-") else placed.kind
+            by_kind.setdefault(kind, []).append(self.facts[placed.name].fingerprint)
+        return by_kind
+
+    def new_differences(self) -> list[str]:
+        """Return what makes the workers' numbers differ, as far as it was not returned before."""
+        new = [line for line in differences(self.fingerprints()) if line not in self._known_differences]
+        self._known_differences.update(new)
+        return [f"not bit-reproducible: {line}" for line in new]
 
     def tell(self, text: str, details: str = "") -> None:
         super().tell(text, details)
@@ -159,17 +254,36 @@ class _RayWorkers(Workers):
 
     def replace_pool(self, pool: int) -> None:
         self._working.discard(pool)
+        self.metrics.failed("pool")
         ray.kill(self._pools[pool])
         self._renew_shared()
         self._start_pool(pool)
 
     async def revive(self, pool: int) -> None:
-        name, patience = pool_name(pool), self._config.startup_timeout_seconds
-        with self.watch.waiting(f"room for {name}"):
-            await answer_of(self._pools[pool].ready.remote(), patience, f"room for {name}", name)
+        await self._until_ready(pool_name(pool), lambda: self._pools[pool], lambda: self._start_pool(pool))
         self._working.add(pool)
 
+    async def _until_ready(self, name: str, actor: Callable[[], Any], start: Callable[[], None]) -> None:
+        """Wait for an actor that was started again. Ray may learn only then that its node is gone."""
+        what, patience = f"room for {name}", self._config.startup_timeout_seconds
+        with self.watch.waiting(what):
+            answer = asyncio.ensure_future(answer_of(actor().ready.remote(), patience, what, name))
+            try:
+                while not (await asyncio.wait({answer}, timeout=_NODE_LOOK_SECONDS))[0]:
+                    if name not in self._moved and not is_alive(self._placed[name].node_id):
+                        answer.cancel()
+                        ray.kill(actor())
+                        start()
+                        answer = asyncio.ensure_future(answer_of(actor().ready.remote(), patience, what, name))
+                self.facts[name] = answer.result()
+            finally:
+                answer.cancel()
+                await asyncio.gather(answer, return_exceptions=True)
+        for line in self.new_differences():
+            self.tell(line)
+
     async def recover(self, loss: WorkerLostError) -> None:
+        self.metrics.failed("round")
         self._renew_shared()
         await all_of(self._recover_host(name, is_lost=name == loss.worker) for name in self._hosts)
         await all_of(self._recover_pool(pool) for pool in sorted(self._working))
@@ -181,11 +295,10 @@ class _RayWorkers(Workers):
                 return
             except WorkerLostError as loss:
                 self.tell(f"{loss}; it is replaced")
+        self.metrics.failed("cloud" if name == CLOUD else "edge")
         ray.kill(self._hosts[name])
         self._start_host(name)
-        with self.watch.waiting(f"room for {name}"):
-            patience = self._config.startup_timeout_seconds
-            await answer_of(self._hosts[name].ready.remote(), patience, f"room for {name}", name)
+        await self._until_ready(name, lambda: self._hosts[name], lambda: self._start_host(name))
 
     async def _recover_pool(self, pool: int) -> None:
         name = pool_name(pool)
@@ -234,9 +347,10 @@ class _RayWorkers(Workers):
         return ray.put(adapters)
 
     def end(self) -> None:
-        """Kill all actors."""
+        """Kill all actors and give their room back."""
         for actor in [*self._pools.values(), *self._hosts.values()]:
             ray.kill(actor)
+        self._reservation.end()
 
     def peak_memory_bytes(self) -> int:
         actors = [*(self._pools[pool] for pool in sorted(self._working)), *self._hosts.values()]
@@ -262,7 +376,7 @@ class _RayWorkers(Workers):
             for reference in done:
                 name = waiting.pop(reference)
                 try:
-                    ray.get(reference)
+                    self.facts[name] = ray.get(reference)
                 except ray.exceptions.RayError as error:
                     raise WorkerError(f"starting {name}: {str(error).strip().splitlines()[-1]}", str(error)) from None
             if waiting and time.monotonic() > deadline:
@@ -273,35 +387,7 @@ class _RayWorkers(Workers):
                 )
 
 
-class _Shares:
-    """Turns the config's resources into Ray options, with ``auto`` decided from what the cluster has."""
-
-    def __init__(self, setting: Setting, pools: int) -> None:
-        total = ray.cluster_resources()
-        actors = pools + len(host_names(setting)) + 1
-        on_gpu = setting.config.numerics.device == "cuda"
-        self._num_cpus = min(1.0, _rounded_down(total.get("CPU", 1.0) / pools))
-        self._num_gpus = _rounded_down(total.get("GPU", 0.0) / actors) if on_gpu else 0.0
-
-    def of(self, asked: ActorResources) -> dict[str, Any]:
-        """Return the options of an actor."""
-        return {
-            "num_cpus": self._num_cpus if asked.num_cpus == "auto" else asked.num_cpus,
-            "num_gpus": self._num_gpus if asked.num_gpus == "auto" else asked.num_gpus,
-            "resources": dict(asked.custom),
-        }
-
-
-def num_pools(setting: Setting) -> int:
-    """Return the number of client pools: as configured, by clients a pool, or one a CPU of the cluster."""
+def _limits_gpu_memory(setting: Setting) -> bool:
     runtime = setting.config.runtime
-    if runtime.clients_per_pool is not None:
-        return math.ceil(setting.num_clients / runtime.clients_per_pool)
-    if runtime.pools == "auto":
-        return max(1, min(int(ray.cluster_resources().get("CPU", 1)), setting.num_clients))
-    return runtime.pools
-
-
-def _rounded_down(share: float) -> float:
-    """Ray counts resources in ten-thousandths."""
-    return math.floor(share * 10_000) / 10_000
+    asked = (runtime.cloud_resources, runtime.edge_resources, runtime.pool_resources, *runtime.pools_by_device.values())
+    return setting.config.numerics.device == "cuda" and any(own.gpu_memory is not None for own in asked)

