@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from elsa_ray.network.bottlenecks import Bottlenecks, Bundle, Link, fixed, unfixed
 from elsa_ray.network.instants import SAME_INSTANT, is_same_instant
 
-__all__ = ["SAME_INSTANT", "FluidSharing"]
+__all__ = ["SAME_INSTANT", "FluidSharing", "Lane"]
 
 _SURELY_SLACK = 1 - 1e-6
 """Below this part of a capacity, rounding of the sum of its flows' demands cannot matter."""
@@ -43,6 +43,7 @@ class FluidSharing:
         self._completions: list[tuple[float, int, _Flow | Bundle | Link]] = []
         self._num_announced = 0
         self._clock = -math.inf
+        self._age = 0  # how often a capacity has changed
         self._bottlenecks = Bottlenecks(self._announce)
 
     def start(
@@ -70,28 +71,42 @@ class FluidSharing:
         Raises:
             ValueError: the id is taken, the clock would go back, or a completion before ``now`` was not collected.
         """
-        self._move_clock(now)
+        lane = self.lane(capacities, coefficients, weight=weight, bound_bytes_per_second=bound_bytes_per_second)
+        self.start_on(lane, flow_id, num_bytes, now)
+
+    def lane(
+        self,
+        capacities: Sequence[int],
+        coefficients: Sequence[float] | None = None,
+        *,
+        weight: float = 1.0,
+        bound_bytes_per_second: float = math.inf,
+    ) -> Lane:
+        """Return what many flows over the same capacities have in common, for ``start_on``; arguments as in ``start``."""
+        load: dict[int, float] = {}
+        for capacity, coefficient in zip(capacities, coefficients or [1.0] * len(capacities), strict=True):
+            if coefficient > 0:
+                load[capacity] = load.get(capacity, 0.0) + coefficient * weight
+        return Lane(tuple(load.items()), weight, bound_bytes_per_second / weight)
+
+    def start_on(self, lane: Lane, flow_id: int, num_bytes: float, now: float) -> None:
+        """Start a flow on a lane of this sharing; see ``start``."""
+        if now != self._clock:
+            self._move_clock(now)
         if flow_id in self._flows:
             raise ValueError(f"flow {flow_id} is active already")
-        uses: tuple[tuple[int, float], ...] = ()
-        if num_bytes > 0:
-            load: dict[int, float] = {}
-            if coefficients is None:
-                for capacity in capacities:
-                    load[capacity] = load[capacity] + weight if capacity in load else weight
-            else:
-                for capacity, coefficient in zip(capacities, coefficients, strict=True):
-                    if coefficient > 0:
-                        load[capacity] = load.get(capacity, 0.0) + coefficient * weight
-            uses = tuple(load.items())
-        flow = self._flows[flow_id] = _Flow(flow_id, uses, weight, bound_bytes_per_second / weight)
-        flow.cap = cap = self._cap(flow)
+        uses = lane.uses if num_bytes > 0 else ()
+        flow = self._flows[flow_id] = _Flow(flow_id, uses, lane.weight, lane.bound)
+        if lane.age != self._age:
+            lane.age, lane.cap = self._age, self._cap(lane)
+        flow.cap = cap = lane.cap if uses else lane.bound
         crowded = []
         is_tied = False
+        links = self._links
         for capacity, weight_there in uses:
-            link = self._links.get(capacity)
+            link = links.get(capacity)
             if link is None:
-                link = self._links[capacity] = Link(capacity, self._capacity[capacity])
+                link = links[capacity] = Link(capacity, self._capacity[capacity])
             link.flows[flow_id] = None
             link.demand += weight_there * cap
             if link.is_contended:
@@ -101,11 +116,23 @@ class FluidSharing:
         for link in crowded:
             self._contend(link, but=flow_id)
         if is_tied or crowded:
-            self._tie(flow, fixed(num_bytes / weight))
+            self._tie(flow, fixed(num_bytes / lane.weight))
         else:
-            flow.left = num_bytes / weight
+            flow.left = num_bytes / lane.weight
             flow.since = self._clock
             self._announce_flow(flow)
+
+    def rewind(self, now: float) -> None:
+        """Set the clock, forward or back; nothing may be active.
+
+        Raises:
+            ValueError: a flow is active.
+        """
+        if self._flows:
+            raise ValueError("flows are active")
+        self._completions.clear()
+        self._bottlenecks.share()
+        self._clock = self._bottlenecks.now = now
 
     def stop(self, flow_id: int, now: float) -> float:
         """End a flow before its completion, at ``now`` seconds; return the bytes that it had left.
@@ -130,6 +157,7 @@ class FluidSharing:
         if not 0 <= bytes_per_second < math.inf:
             raise ValueError("capacities must be finite numbers >= 0")
         self._move_clock(now)
+        self._age += 1
         self._capacity[capacity] = float(bytes_per_second)
         link = self._links.get(capacity)
         if link is None:
@@ -218,7 +246,7 @@ class FluidSharing:
             raise ValueError(f"a flow completes at {due!r} seconds: call complete_until before {now!r}")
         self._clock = self._bottlenecks.now = now
 
-    def _cap(self, flow: _Flow) -> float:
+    def _cap(self, flow: _Flow | Lane) -> float:
         """Return the level that the flow cannot exceed: of its own bound, and of each capacity if it were alone."""
         cap = flow.bound
         for capacity, weight in flow.uses:
@@ -371,6 +399,20 @@ class FluidSharing:
         flow = self._flows[bundle.ends[0][1]]
         self._untie(flow)
         return flow
+
+
+class Lane:
+    """What flows over the same capacities have in common: see ``FluidSharing.lane``."""
+
+    __slots__ = ("age", "bound", "cap", "uses", "weight")
+
+    def __init__(self, uses: tuple[tuple[int, float], ...], weight: float, bound: float) -> None:
+        self.uses = uses
+        self.weight = weight
+        self.bound = bound
+        self.cap = math.inf
+        self.age = -1
+        """The age of the sharing for which ``cap`` holds."""
 
 
 class _Flow:

@@ -92,6 +92,12 @@ class IncidentLog:
             )
         )
 
+    def sort(self) -> None:
+        """Put them into the order of their times; what is equal stays in order."""
+        if self._chunks:
+            rows = IncidentRows.concatenate(self._chunks)
+            self._chunks = [rows.take(np.argsort(rows.seconds, kind="stable"))]
+
     def incidents(self) -> Incidents:
         """Return all."""
         rows = IncidentRows.concatenate(self._chunks) if self._chunks else IncidentRows.empty()

@@ -17,47 +17,24 @@ from dataclasses import dataclass
 from dataclasses import field as dataclass_field
 from enum import IntEnum
 from heapq import heappop, heappush
-from typing import Protocol
 
 import numpy as np
 import simpy
 
 from elsa_ray.network.schedule import CapacitySchedule, PiecewiseConstant
-from elsa_ray.network.sharing import SAME_INSTANT
+from elsa_ray.network.sharing import SAME_INSTANT, Lane
 from elsa_ray.world.compute import ComputeSlots
 from elsa_ray.world.disturbances import UNDISTURBED, Disturbances
 from elsa_ray.world.faults import Spell, Target, capacity_factors
 from elsa_ray.world.incidents import IncidentKind, IncidentLog
+from elsa_ray.world.parts import Parts, parts_of
+from elsa_ray.world.paths import Path, Paths
 from elsa_ray.world.plan import Activities, ActivityKind, Floats, Ints, Plan, WorkItems, WorkKey
 from elsa_ray.world.roles import Role
-from elsa_ray.world.rows import Rows
+from elsa_ray.world.rows import Rows, merged_activities
 from elsa_ray.world.timeline import Outcome, Timeline, WorldState
 from elsa_ray.world.troubles import Cause, Troubles
 from elsa_ray.world.turns import TurnKind, Turns
-
-
-class Path(Protocol):
-    """The way of a transfer, as a model of the network has it (``network.models.Way``)."""
-
-    @property
-    def capacities(self) -> Sequence[int]:
-        """Indices of the capacities; one that is crossed twice occurs twice."""
-
-    @property
-    def coefficients(self) -> Sequence[float] | None:
-        """What a byte takes of each of them; None is 1."""
-
-    @property
-    def latency_seconds(self) -> float:
-        """Before the first byte flows."""
-
-    @property
-    def weight(self) -> float:
-        """Its share of a contended capacity, relative to others'."""
-
-    @property
-    def bound_bytes_per_second(self) -> float:
-        """What it cannot exceed."""
 
 
 class Phase(IntEnum):
@@ -111,11 +88,21 @@ def play(
     Raises:
         RuntimeError: the plan can never end (a dependency without end), which is a protocol's mistake.
     """
-    player = _Player(plan, state, field, disturbances)
-    environment = simpy.Environment(initial_time=state.clock_seconds)
+    paths = Paths(merged_activities(state, plan), field.find_path)
     with _without_collection():
-        environment.run(environment.process(player.run(environment)))
+        parts = parts_of(plan, paths) if _may_fall_apart(plan, state, field, disturbances) else None
+        player = _Player(plan, state, field, disturbances, paths, parts)
+        if parts is not None and not player.play_apart(parts):
+            player, parts = _Player(plan, state, field, disturbances, paths), None
+        if parts is None:
+            player.play_whole()
     return player.timeline(), player.state()
+
+
+def _may_fall_apart(plan: Plan, state: WorldState, field: Field, disturbances: Disturbances) -> bool:
+    """Tell whether nothing goes on from one round to the next, or befalls several edges at a time."""
+    goes_on = len(state.activities) > 0 or len(state.inbox) > 0 or plan.keep_late
+    return not (goes_on or field.bandwidths or disturbances.spells or disturbances.off_seconds is not None)
 
 
 @contextmanager
@@ -145,14 +132,25 @@ class _Player:
     starts: ``_send`` and ``_compute``. ``_abandon`` stops all that a work item still does.
     """
 
-    def __init__(self, plan: Plan, state: WorldState, field: Field, disturbances: Disturbances) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        state: WorldState,
+        field: Field,
+        disturbances: Disturbances,
+        paths: Paths,
+        parts: Parts | None = None,
+    ) -> None:
         self._plan, self._before, self._field = plan, state, field
-        self._rows = rows = Rows(state, plan, field.flops_per_second, disturbances.troubles)
+        is_inner = parts.is_inner if parts is not None else None
+        self._rows = rows = Rows(state, plan, field.flops_per_second, disturbances.troubles, is_inner)
         count = len(rows)
         # What is read at every event is at hand, not behind other objects.
         self._kind, self._source, self._target = rows.kind, rows.source, rows.target
         self._num_bytes, self._compute_seconds = rows.num_bytes, rows.compute_seconds
-        self._only_successor, self._find_path = rows.only_successor, field.find_path
+        self._only_successor = rows.only_successor
+        self._paths, self._pair, self._latency_seconds = paths, array("i", paths.pair.tobytes()), paths.latency_seconds
+        self._lanes: dict[int, Lane] = {}
         self._phase, self._outcome = bytearray(count), bytearray([Outcome.PENDING]) * count
         self._start, self._finish = (array("d", [math.nan]) * count for _ in range(2))
         self._waits_for = rows.waits_for
@@ -167,6 +165,8 @@ class _Player:
         self._gather_of_row = {int(row) + rows.offset: g for g, row in enumerate(plan.gathers.activity)}
         self._gathers_opened_by: dict[int, list[int]] = defaultdict(list)
         for gather, opener in enumerate(plan.gathers.opener.tolist()):
+            if parts is not None and gather in parts.opened_by_others:
+                continue
             opening_row = opener + rows.offset if opener >= 0 else -1
             self._gathers_opened_by[opening_row].append(gather)
             if opening_row >= 0:
@@ -189,6 +189,7 @@ class _Player:
         self._ready: list[int] = []
         self._spells = disturbances.spells
         self._turns = Turns(disturbances, rows.work.client, state.settled_seconds)
+        self._tidings: list[tuple[float, int]] = []  # of other parts, where each is played by itself
         self._silent: Counter[int] = Counter()  # nodes that do not answer, by how many faults
         self._held: list[int] = []  # gathers that are due while their node does not answer
         self._lost_nodes: set[int] = set()
@@ -198,8 +199,12 @@ class _Player:
         self._next_turn, self._next_flow = self._find_next_turn(), math.inf
         self._over = False
 
-    def run(self, environment: simpy.Environment) -> Generator[simpy.Event, None, None]:
-        """Advance the clock from instant to instant until the last gather has closed."""
+    def play_whole(self) -> None:
+        """Play all rows together until the last gather has closed.
+
+        Raises:
+            RuntimeError: nothing is under way, and it has not.
+        """
         self._resume()
         self._resume_spells()
         self._open_gathers(-1)
@@ -208,12 +213,65 @@ class _Player:
         del waits_for
         self._take_turns(self._now)
         self._next_turn = self._find_next_turn()
+        self._run()
+        if not self._over:
+            raise RuntimeError(f"round {self._plan.round_index}: nothing is under way, and the round is not over")
+
+    def play_apart(self, parts: Parts) -> bool:
+        """Play each part by itself; tell whether that was right. Where it was not, this player is of no more use."""
+        rows_by_part = np.argsort(parts.of_row, kind="stable")
+        ends = np.cumsum(np.bincount(parts.of_row, minlength=parts.behind + 1))
+        opener = self._plan.gathers.opener
+        part_of_gather = parts.of_row[self._plan.gathers.activity]
+        for part, rows in enumerate(np.split(rows_by_part, ends[:-1])):
+            self._now = self._before.clock_seconds
+            self._links.rewind(self._now)
+            self._lanes.clear()
+            waits_for = np.frombuffer(self._waits_for, np.intc)[rows]
+            self._ready = rows[waits_for == 0].tolist()
+            self._tidings = self._tidings_for(parts, part)
+            self._open(np.flatnonzero((part_of_gather == part) & (opener < 0)).tolist())
+            self._next_turn = self._find_next_turn()
+            self._run()
+        self._incidents.sort()
+        start, finish = np.frombuffer(self._start), np.frombuffer(self._finish)
+        is_done = self._over and self._phase.count(_ENDED) == len(self._phase)
+        return is_done and bool(finish.max() <= self._now * _SURELY) and parts.never_met(start, finish)
+
+    def _tidings_for(self, parts: Parts, part: int) -> list[tuple[float, int]]:
+        """Return what a part hears of those before it, the last first: when, and a row that waits for it, or ~gather.
+
+        What has not ended is never heard of.
+        """
+        sources, whom = parts.tidings_for(part)
+        seconds = np.frombuffer(self._finish)[sources].tolist()
+        tidings = [entry for entry in zip(seconds, whom.tolist(), strict=True) if not math.isnan(entry[0])]
+        return sorted(tidings, reverse=True)
+
+    def _hear(self, limit: float) -> None:
+        """Take note of what has ended in other parts by ``limit``."""
+        tidings = self._tidings
+        while tidings and tidings[-1][0] <= limit:
+            whom = tidings.pop()[1]
+            if whom < 0:
+                self._open([~whom])
+                continue
+            left = self._waits_for[whom] = self._waits_for[whom] - 1
+            if left == 0 and self._phase[whom] == _WAITING:
+                heappush(self._ready, whom)
+
+    def _run(self) -> None:
+        """Let SimPy move the clock until the last gather has closed, or nothing is under way any more."""
+        environment = simpy.Environment(initial_time=self._now)
+        environment.run(environment.process(self._instants(environment)))
+
+    def _instants(self, environment: simpy.Environment) -> Generator[simpy.Event, None, None]:
         self._start_ready()
         tick = _Tick(environment)
         while not self._over:
             instant = self._next_instant()
             if instant == math.inf:
-                raise RuntimeError(f"round {self._plan.round_index}: nothing is under way, and the round is not over")
+                return
             yield tick.at(instant)
             self._now = instant
             self._handle_instant()
@@ -234,6 +292,7 @@ class _Player:
             elif phase != _ENDED:
                 self._end(row)
         if self._next_turn <= limit:
+            self._hear(limit)
             self._take_turns(limit)
             for capacity, bytes_per_second in self._capacity_changes.pop_until(now):
                 self._links.set_capacity(capacity, bytes_per_second, now)
@@ -253,8 +312,13 @@ class _Player:
         return min(instant, self._next_turn)
 
     def _find_next_turn(self) -> float:
-        """Return when the world turns next, in absolute seconds: a fault, a client that goes off, a bandwidth."""
+        """Return when the world turns next, in absolute seconds: a fault, a client that goes off, a bandwidth.
+
+        Or when another part is heard of.
+        """
         turns = (self._turns.next_seconds, self._capacity_changes.next_seconds)
+        if self._tidings:
+            return self._tidings[-1][0]  # parts that are played by themselves know no turns
         return min((seconds for seconds in turns if seconds is not None), default=math.inf)
 
     def _start_ready(self) -> None:
@@ -298,7 +362,7 @@ class _Player:
 
     def _send(self, row: int) -> None:
         """Put a transfer on its way, for the first time or once more."""
-        latency_seconds = self._find_path(self._source[row], self._target[row]).latency_seconds
+        latency_seconds = self._latency_seconds[self._pair[row]]
         if latency_seconds > 0:
             self._phase[row] = _LATENCY
             heappush(self._timers, (self._now + latency_seconds, row))
@@ -310,15 +374,18 @@ class _Player:
             self._end(row)
             return
         self._phase[row] = _FLOWING
-        path = self._find_path(self._source[row], self._target[row])
-        self._links.start(
-            row,
-            num_bytes,
-            path.capacities,
-            self._now,
-            path.coefficients,
-            weight=path.weight,
-            bound_bytes_per_second=path.bound_bytes_per_second,
+        lane = self._lanes.get(self._pair[row])
+        if lane is None:
+            lane = self._lanes[self._pair[row]] = self._lane(self._pair[row])
+        self._links.start_on(lane, row, num_bytes, self._now)
+
+    def _lane(self, pair: int) -> Lane:
+        paths = self._paths
+        return self._links.lane(
+            paths.capacities_of(pair),
+            paths.coefficients_of(pair),
+            weight=paths.weight[pair],
+            bound_bytes_per_second=paths.bound_bytes_per_second[pair],
         )
 
     def _end(self, row: int) -> None:
@@ -572,7 +639,10 @@ class _Player:
 
     def _open_gathers(self, opener: int) -> None:
         """Open the gathers that this row opens; -1 is the start of the plan."""
-        for gather in self._gathers_opened_by.get(opener, ()):
+        self._open(self._gathers_opened_by.get(opener, ()))
+
+    def _open(self, gathers: Sequence[int]) -> None:
+        for gather in gathers:
             row = int(self._plan.gathers.activity[gather]) + self._rows.offset
             if self._num_members[gather] == 0:
                 self._wait_for_late_work(row, gather)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from elsa_ray.world.plan import Activities, ActivityKind, Ints, Plan, WorkItems
+from elsa_ray.world.plan import Activities, ActivityKind, Bools, Ints, Plan, WorkItems
 from elsa_ray.world.timeline import WorldState
 from elsa_ray.world.troubles import Troubles
 
@@ -37,14 +37,20 @@ class Rows:
         state, plan: where they come from.
         flops_per_second: of one slot, by node.
         troubles: of the plan's activities.
+        is_inner: of the plan's dependencies, which are told on at once; None for all, and needed without a state.
     """
 
     def __init__(
-        self, state: WorldState, plan: Plan, flops_per_second: Sequence[float], troubles: Troubles | None
+        self,
+        state: WorldState,
+        plan: Plan,
+        flops_per_second: Sequence[float],
+        troubles: Troubles | None,
+        is_inner: Bools | None = None,
     ) -> None:
         self.offset = len(state.activities)
         self.work = WorkItems.concatenate([state.work, plan.work])
-        self.activities = activities = _merged_activities(state, plan)
+        self.activities = activities = merged_activities(state, plan)
         count = len(activities)
         self.kind = activities.kind.astype(np.uint8).tobytes()
         self.source, self.target = _plain(activities.source), _plain(activities.target)
@@ -55,6 +61,8 @@ class Rows:
         predecessors = np.concatenate([state.predecessors, plan.predecessors + self.offset])
         successors = np.concatenate([state.successors, plan.successors + self.offset])
         self.waits_for = _plain(np.bincount(successors, minlength=count))
+        if is_inner is not None:
+            predecessors, successors = plan.predecessors[is_inner], plan.successors[is_inner]
         self._successors, self._first = _by_row(predecessors, successors, count)
         self.only_successor = self._find_only_successors()
         self.last_row_of_work = _last_rows(activities.work, len(self.work))
@@ -102,7 +110,8 @@ class Rows:
         return predecessors[among], successors[among]
 
 
-def _merged_activities(state: WorldState, plan: Plan) -> Activities:
+def merged_activities(state: WorldState, plan: Plan) -> Activities:
+    """Return the state's activities and then the plan's, whose work stands behind the state's."""
     if not len(state.work):
         return Activities.concatenate([state.activities, plan.activities]) if len(state.activities) else plan.activities
     shifted = np.where(plan.activities.work >= 0, plan.activities.work + len(state.work), -1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from functools import cache
 
 import numpy as np
 
@@ -19,7 +18,8 @@ from elsa_ray.world.faults import Fault, begins_in_round, down_nodes, next_recov
 from elsa_ray.world.fleet import Fleet
 from elsa_ray.world.incidents import IncidentKind, IncidentLog, Incidents
 from elsa_ray.world.plan import Floats, Plan
-from elsa_ray.world.player import Field, Path, initial_state, play
+from elsa_ray.world.paths import Path
+from elsa_ray.world.player import Field, initial_state, play
 from elsa_ray.world.timeline import Timeline, WorldState
 
 _FLUID = Fluid()
@@ -67,7 +67,6 @@ class World:
         self._network, self._adversity = network, adversity or Adversity()
         kinds = network.node_kinds
 
-        @cache
         def find_path(source: int, target: int) -> Path:
             way = model.way(router, source, target)
             if way is None:
