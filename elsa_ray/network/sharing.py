@@ -82,7 +82,7 @@ class FluidSharing:
         weight: float = 1.0,
         bound_bytes_per_second: float = math.inf,
     ) -> Lane:
-        """Return what many flows over the same capacities have in common, for ``start_on``; arguments as in ``start``."""
+        """Return what many flows over the same capacities have in common, for ``start_on``; see ``start``."""
         load: dict[int, float] = {}
         for capacity, coefficient in zip(capacities, coefficients or [1.0] * len(capacities), strict=True):
             if coefficient > 0:

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from elsa_ray.world.plan import Activities, ActivityKind, Ints
+from elsa_ray.world.plan import Activities, ActivityKind
 
 
 class Path(Protocol):

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
 from enum import IntEnum
-from heapq import heappop, heappush
+from heapq import heappop, heappush, heapreplace
 
 import numpy as np
 import simpy
@@ -185,6 +185,7 @@ class _Player:
         self._capacity_changes = schedule.changes(state.clock_seconds)
         self._slots = ComputeSlots(field.slots)
         self._timers: list[tuple[float, int]] = []
+        self._free_at: dict[int, list[float]] = {}  # where all is foreseen: when each slot of a node is free, a heap
         self._deadlines: list[tuple[float, int]] = []
         self._ready: list[int] = []
         self._spells = disturbances.spells
@@ -219,6 +220,7 @@ class _Player:
 
     def play_apart(self, parts: Parts) -> bool:
         """Play each part by itself; tell whether that was right. Where it was not, this player is of no more use."""
+        is_calm = self._is_calm()
         rows_by_part = np.argsort(parts.of_row, kind="stable")
         ends = np.cumsum(np.bincount(parts.of_row, minlength=parts.behind + 1))
         opener = self._plan.gathers.opener
@@ -232,7 +234,10 @@ class _Player:
             self._tidings = self._tidings_for(parts, part)
             self._open(np.flatnonzero((part_of_gather == part) & (opener < 0)).tolist())
             self._next_turn = self._find_next_turn()
-            self._run()
+            if is_calm:
+                self._run_calmly()
+            else:
+                self._run()
         self._incidents.sort()
         start, finish = np.frombuffer(self._start), np.frombuffer(self._finish)
         is_done = self._over and self._phase.count(_ENDED) == len(self._phase)
@@ -275,6 +280,91 @@ class _Player:
             yield tick.at(instant)
             self._now = instant
             self._handle_instant()
+
+    def _is_calm(self) -> bool:
+        """Tell whether nothing that has begun can be broken off."""
+        gathers, troubles = self._plan.gathers, self._rows.troubles
+        is_troubled = troubles is not None and bool((troubles.cause != Cause.NONE).any() or troubles.spoilt.any())
+        return not (is_troubled or np.isfinite(gathers.deadline_seconds).any() or gathers.quorum.any())
+
+    def _run_calmly(self) -> None:
+        """Play a part in which what has begun is sure to end: what follows from it alone needs no instants of its own.
+
+        First come, first served: a computation that arrives knows at once when a slot will be free for it, and when it
+        ends. A transfer that waits for nothing else starts then, and its first byte flows a latency later: only this
+        is an instant again. The times are those of ``_instants``.
+        """
+        links, timers, phases = self._links, self._timers, self._phase
+        num_bytes, ready = self._num_bytes, self._ready
+        self._free_at = {}
+        self._start_ready_calmly()
+        while not self._over:
+            flow = links.next_completion()
+            instant = math.inf if flow is None else flow
+            if timers and timers[0][0] < instant:
+                instant = timers[0][0]
+            if self._next_turn < instant:
+                instant = self._next_turn
+            if instant == math.inf:
+                return
+            self._now = instant
+            limit = instant * _SURELY
+            due = [row for row, _ in links.complete_until(instant)] if flow is not None and flow <= limit else []
+            while timers and timers[0][0] <= limit:
+                due.append(heappop(timers)[1])
+            if len(due) > 1:
+                due.sort()
+            for row in due:
+                if phases[row] == _LATENCY:
+                    self._start_flow(row, num_bytes[row])
+                else:
+                    self._end(row)
+            if self._next_turn <= limit:
+                self._hear(limit)
+                self._next_turn = self._find_next_turn()
+            if ready:
+                self._start_ready_calmly()
+
+    def _start_ready_calmly(self) -> None:
+        ready, kinds = self._ready, self._kind
+        while ready:
+            row = heappop(ready)
+            kind = kinds[row]
+            if kind == _COMPUTE:
+                self._foresee(row)
+            elif kind == _TRANSFER:
+                self._start_transfer(row)
+            else:
+                self._close(row)
+
+    def _foresee(self, row: int) -> None:
+        """Find when a computation starts and ends, and when a transfer that waits for it alone begins to flow."""
+        node, now = self._source[row], self._now
+        free_at = self._free_at.get(node)
+        if free_at is None:
+            free_at = self._free_at[node] = [-math.inf] * self._field.slots[node]
+        begin = free_at[0]
+        if begin <= now * _SURELY:
+            begin = now
+        self._start[row] = begin
+        end = begin + self._compute_seconds[row]
+        heapreplace(free_at, end)
+        following = self._only_successor[row]
+        if (
+            following >= 0
+            and not self._notable[row]
+            and self._kind[following] == _TRANSFER
+            and self._waits_for[following] == 1
+            and self._pair[following] >= 0
+        ):
+            self._phase[row], self._outcome[row], self._finish[row] = _ENDED, _DONE, end
+            self._waits_for[following] = 0
+            self._start[following] = end
+            self._phase[following] = _LATENCY
+            heappush(self._timers, (end + self._latency_seconds[self._pair[following]], following))
+        else:
+            self._phase[row] = _QUEUED  # not computing: it holds no slot that its end would have to release
+            heappush(self._timers, (end, row))
 
     def _handle_instant(self) -> None:
         """Let end what ends now, turn the world, close what is due, and start what may start."""

@@ -17,8 +17,8 @@ from elsa_ray.world.disturbances import Disturbances, slowdowns, troubles_of
 from elsa_ray.world.faults import Fault, begins_in_round, down_nodes, next_recovery, spells_of
 from elsa_ray.world.fleet import Fleet
 from elsa_ray.world.incidents import IncidentKind, IncidentLog, Incidents
-from elsa_ray.world.plan import Floats, Plan
 from elsa_ray.world.paths import Path
+from elsa_ray.world.plan import Floats, Plan
 from elsa_ray.world.player import Field, initial_state, play
 from elsa_ray.world.timeline import Timeline, WorldState
 
