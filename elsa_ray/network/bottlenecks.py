@@ -77,6 +77,7 @@ class Link:
         "listeners",
         "looks",
         "low",
+        "num_ended",
         "num_falls_kept",
         "other",
         "passes",
@@ -97,6 +98,8 @@ class Link:
     def contend(self) -> None:
         """Begin to hold bundles."""
         self.is_contended = True
+        self.num_ended = 0
+        """Flows that have ended here since."""
         self.is_touched = False
         self.level = math.inf  # not full
         self.other = 0

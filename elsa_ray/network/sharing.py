@@ -19,6 +19,10 @@ _SURELY_SLACK = 1 - 1e-6
 """Below this part of a capacity, rounding of the sum of its flows' demands cannot matter."""
 
 
+_RELIEVED = 0.75
+"""Below this part of a capacity that has been contended its flows run by themselves again."""
+
+
 class FluidSharing:
     """Flows that share capacities max-min fairly; the caller moves the clock, in absolute seconds.
 
@@ -43,6 +47,8 @@ class FluidSharing:
         self._completions: list[tuple[float, int, _Flow | Bundle | Link]] = []
         self._num_announced = 0
         self._clock = -math.inf
+        self._is_settled = False  # the first completion is that of a flow, at present levels
+        self._relieved: list[Link] = []  # contended links that may have become too empty for it
         self._age = 0  # how often a capacity has changed
         self._bottlenecks = Bottlenecks(self._announce)
 
@@ -95,12 +101,13 @@ class FluidSharing:
             self._move_clock(now)
         if flow_id in self._flows:
             raise ValueError(f"flow {flow_id} is active already")
+        self._is_settled = False
         uses = lane.uses if num_bytes > 0 else ()
         flow = self._flows[flow_id] = _Flow(flow_id, uses, lane.weight, lane.bound)
         if lane.age != self._age:
             lane.age, lane.cap = self._age, self._cap(lane)
         flow.cap = cap = lane.cap if uses else lane.bound
-        crowded = []
+        crowded = None
         is_tied = False
         links = self._links
         for capacity, weight_there in uses:
@@ -108,14 +115,15 @@ class FluidSharing:
             if link is None:
                 link = links[capacity] = Link(capacity, self._capacity[capacity])
             link.flows[flow_id] = None
-            link.demand += weight_there * cap
+            link.demand = demand = link.demand + weight_there * cap
             if link.is_contended:
                 is_tied = True
-            elif len(link.flows) > 1 and link.demand > link.capacity * _SURELY_SLACK:
-                crowded.append(link)
-        for link in crowded:
-            self._contend(link, but=flow_id)
-        if is_tied or crowded:
+            elif demand > link.capacity * _SURELY_SLACK and len(link.flows) > 1:
+                crowded = [link] if crowded is None else [*crowded, link]
+        if crowded is not None:
+            for link in crowded:
+                self._contend(link, but=flow_id)
+        if is_tied or crowded is not None:
             self._tie(flow, fixed(num_bytes / lane.weight))
         else:
             flow.left = num_bytes / lane.weight
@@ -131,6 +139,7 @@ class FluidSharing:
         if self._flows:
             raise ValueError("flows are active")
         self._completions.clear()
+        self._links.clear()
         self._bottlenecks.share()
         self._clock = self._bottlenecks.now = now
 
@@ -143,9 +152,11 @@ class FluidSharing:
         """
         self._move_clock(now)
         flow = self._flows[flow_id]
+        self._is_settled = False
         left = flow.left_at(self._clock)
         self._untie(flow)
         self._remove(flow)
+        self._relieve()
         return left * flow.weight
 
     def set_capacity(self, capacity: int, bytes_per_second: float, now: float) -> None:
@@ -157,6 +168,7 @@ class FluidSharing:
         if not 0 <= bytes_per_second < math.inf:
             raise ValueError("capacities must be finite numbers >= 0")
         self._move_clock(now)
+        self._is_settled = False
         self._age += 1
         self._capacity[capacity] = float(bytes_per_second)
         link = self._links.get(capacity)
@@ -185,8 +197,10 @@ class FluidSharing:
 
         None does not tell that there are no flows: those over a capacity of 0 wait.
         """
-        self._bottlenecks.share()
         completions = self._completions
+        if self._is_settled:
+            return completions[0][0] if completions else None
+        self._bottlenecks.share()
         while completions:
             due, _, whose = completions[0]
             if whose.due != due:
@@ -195,7 +209,9 @@ class FluidSharing:
                 whose.due = math.inf
                 self._bottlenecks.look_again(whose)
             else:
+                self._is_settled = True
                 return due
+        self._is_settled = True
         return None
 
     def complete_until(self, now: float) -> list[tuple[int, float]]:
@@ -215,6 +231,8 @@ class FluidSharing:
             due = self._pop_due(instant)
             for flow in due:
                 self._remove(flow)
+            if self._relieved:
+                self._relieve()
             completed += [(flow.flow_id, instant) for flow in due]
             if is_last:
                 return completed  # and ask for no new rates yet: what these completions start comes first
@@ -258,7 +276,7 @@ class FluidSharing:
     def _announce(self, due: float, whose: _Flow | Bundle | Link) -> None:
         self._num_announced += 1
         if len(self._completions) > 4 * len(self._flows) + 64:
-            self._completions = [entry for entry in self._completions if entry[2].due == entry[0]]
+            self._completions[:] = [entry for entry in self._completions if entry[2].due == entry[0]]
             heapq.heapify(self._completions)
         heapq.heappush(self._completions, (due, self._num_announced, whose))
 
@@ -362,15 +380,60 @@ class FluidSharing:
         for capacity, weight in flow.uses:
             link = self._links[capacity]
             del link.flows[flow_id]
-            if link.flows:
-                link.demand -= weight * flow.cap
-            else:
-                del self._links[capacity]  # it starts anew, so that nothing gathers over a long run
-                link.is_contended = False
-                link.due = math.inf
+            if not link.flows:
+                link.demand = 0.0  # it starts anew, so that nothing gathers over a long run
+                if link.is_contended:
+                    self._forget(link)
+                continue
+            link.demand -= weight * flow.cap
+            if link.is_contended:
+                link.num_ended += 1
+                if link.num_ended > len(link.flows) and link.demand < link.capacity * _RELIEVED:
+                    self._relieved.append(link)
+
+    def _forget(self, link: Link) -> None:
+        """Let go a contended link; the next flow finds a new one."""
+        del self._links[link.index]
+        link.is_contended = False
+        link.due = math.inf
+
+    def _relieve(self) -> None:
+        """Let flows run by themselves again whose links have become too empty to hold any.
+
+        A link has seen as many flows end as it now lets go, so this costs no more than they did.
+        """
+        for link in self._relieved:
+            if not link.is_contended:
+                continue
+            flows = [self._flows[flow_id] for flow_id in link.flows]
+            for flow in flows:
+                self._release(flow)
+            self._forget(link)
+            fresh = self._links[link.index] = Link(link.index, link.capacity)
+            fresh.flows = link.flows
+            fresh.demand = math.fsum(
+                [weight * flow.cap for flow in flows for capacity, weight in flow.uses if capacity == link.index]
+            )
+            for flow in flows:
+                if any(self._links[capacity].is_contended for capacity, _ in flow.uses):
+                    self._retie(flow)
+                else:
+                    self._announce_flow(flow)
+        self._relieved.clear()
+
+    def _release(self, flow: _Flow) -> None:
+        """Take a flow out of its bundle; from here on it runs at its limit."""
+        bundle = flow.bundle
+        assert bundle is not None
+        # What ran at its limit before goes on as it was, to the bit.
+        flow.since = bundle.since if bundle.holder is None else self._clock
+        flow.left = max(0.0, unfixed(flow.tag - bundle.service_at(flow.since)))
+        self._untie(flow)
+        flow.due = math.inf
 
     def _pop_due(self, instant: float) -> list[_Flow]:
         """Take the flows that complete at this instant out of their bundles; return them in the order of their ids."""
+        self._is_settled = False
         due: list[_Flow] = []
         completions = self._completions
         while completions:
