@@ -5,9 +5,11 @@ import random
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import ray
 
@@ -135,7 +137,7 @@ def test_a_value_that_got_lost_is_put_again(ray_cluster: None) -> None:
     @ray.remote(num_cpus=0)
     class Owner:
         def put(self) -> list[Any]:
-            return [ray.put("of an owner that will be dead")]
+            return [ray.put(np.zeros(1_000_000))]  # too large to travel with its reference
 
     owner = Owner.remote()
     shared = Shared(lambda: "made")
@@ -144,5 +146,7 @@ def test_a_value_that_got_lost_is_put_again(ray_cluster: None) -> None:
     assert shared.reference is kept
     (shared._reference,) = ray.get(owner.put.remote())
     ray.kill(owner)
-    shared.renew()
+    deadline = time.monotonic() + 60  # Ray notices the death a little later
+    while isinstance(ray.get(shared.reference), np.ndarray) and time.monotonic() < deadline:
+        shared.renew()
     assert ray.get(shared.reference) == "made"
