@@ -17,7 +17,8 @@ demo: .venv/installed  ## train the quickstart on this machine, with a table and
 	$(BIN)/elsa-ray run experiments/quickstart.yaml
 
 test: .venv/installed  ## run all tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not alone'
+	$(BIN)/python -m pytest -n 0 -m alone
 
 check: .venv/installed  ## lint, type-check, and hold the layering
 	$(BIN)/ruff check elsa_ray tests experiments

@@ -125,6 +125,7 @@ def left_over(head: Head) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.timeout(1000)
 def test_runs_attach_and_are_submitted_at_once_and_leave_nothing(head: Head, topic_data: Path, tmp_path: Path) -> None:
     config = tmp_path / "experiment.yaml"
