@@ -17,6 +17,8 @@ Floats = npt.NDArray[np.float64]
 
 LEAST_PROBABILITY = 1e-4
 """Below it, how improbable a model finds a class is not compared."""
+USUAL_TIMES = 3.0
+"""A change so many times larger than the median one counts as less alike, in proportion."""
 
 
 def features_of_answers(answers_NQC: npt.NDArray[np.floating]) -> Floats:
@@ -31,10 +33,7 @@ def features_of_answers(answers_NQC: npt.NDArray[np.floating]) -> Floats:
 
 
 def agreement_of_changes(before_NF: Floats, after_NF: Floats, weights_N: Floats) -> Floats:
-    """Return (1 + cosine(own change, the others')) / 2, in [0, 1].
-
-    How far the answers have moved says nothing: of honest clients with unlike data some move them thirty times as far
-    as others. Size and direction of the update itself are judged besides.
+    """Return (1 + cosine(own change, the others')) / 2, in [0, 1], less for changes that are far too large.
 
     The others' change is the weighted mean direction of the half that is nearest to the median direction: a mean of all
     would follow whoever moves far, bad clients too. A model that is not finite agrees with nobody; one that has not
@@ -61,8 +60,15 @@ def agreement_of_changes(before_NF: Floats, after_NF: Floats, weights_N: Floats)
     others_NF = heard_N @ unit_NF - heard_N[:, None] * unit_NF
     has_others_N = (heard_N > 0).sum() > (heard_N > 0).astype(int)
     cosine_N = np.where(has_others_N, _cosine(unit_NF, others_NF), 1.0)
-    agreement_N[finite_N] = (1 + cosine_N) / 2
+    agreement_N[finite_N] = (1 + cosine_N) / 2 * _moderation(length_N)
     return agreement_N
+
+
+def _moderation(length_N: Floats) -> Floats:
+    """Return 1 for changes of usual size, and less for those that are far larger than the median one."""
+    moved_N = length_N > 0
+    most = USUAL_TIMES * float(np.median(length_N[moved_N])) if moved_N.any() else 0.0
+    return np.where(moved_N, np.minimum(1.0, most / np.where(moved_N, length_N, 1.0)), 1.0)
 
 
 def _cosine(vectors_NF: Floats, others_NF: Floats) -> Floats:

@@ -38,7 +38,7 @@ Bools = npt.NDArray[np.bool_]
 SIGMA_OF_MAD = 1.4826
 """Standard deviation of a normal distribution in units of its median absolute deviation."""
 LEAST_GAP = 0.05
-"""A figure this close to the median is never an outlier, even where most are equal (MAD 0); ours."""
+"""An agreement this close to the median is never an outlier, even where most agree exactly (MAD 0); ours."""
 LEAST_JURY = 3
 """In a cluster of fewer nobody is excluded: of two that differ, none can tell who is wrong."""
 
@@ -168,25 +168,19 @@ def _after_terms_served(state: TrustState, round_index: int, config: TrustConfig
 def _charges(
     agreement_N: Floats, standing: Sequence[TrustState], excluded_N: Bools, config: TrustConfig
 ) -> dict[int, str]:
-    """Return why which positions are to be excluded; only those that are not excluded already are compared.
-
-    How training has changed one model differs much from round to round, also between honest clients; so where changes
-    are compared an outlier is one of the smoothed scores, else one of the round's agreements (the card's).
-    """
+    """Return why which positions are to be excluded; only those that are not excluded already are compared."""
     jury = np.flatnonzero(~excluded_N)
     if len(jury) < LEAST_JURY:
         return {}
-    name = "score" if config.compares_changes else "agreement"
-    figure_N = np.array([state.score for state in standing]) if config.compares_changes else agreement_N
-    median = float(np.median(figure_N[jury]))
-    mad = float(np.median(np.abs(figure_N[jury] - median)))
+    median = float(np.median(agreement_N[jury]))
+    mad = float(np.median(np.abs(agreement_N[jury] - median)))
     least = median - max(config.mad * SIGMA_OF_MAD * mad, LEAST_GAP)
     charges = {}
     for n in jury.tolist():
         if standing[n].score < config.threshold:
             charges[n] = f"score {standing[n].score:.3f} < {config.threshold:g}"
-        elif figure_N[n] < least:
-            charges[n] = f"{name} {figure_N[n]:.3f} < {least:.3f} (median {median:.3f}, MAD {mad:.3f})"
+        elif agreement_N[n] < least:
+            charges[n] = f"agreement {agreement_N[n]:.3f} < {least:.3f} (median {median:.3f}, MAD {mad:.3f})"
     return charges
 
 

@@ -53,8 +53,7 @@ class TrustConfig(Section):
     threshold: Share = 0.3
     """A client whose score is below is excluded."""
     mad: float = Field(default=3.0, gt=0)
-    """So many robust standard deviations (1.4826 MAD) below its cluster's median agreement, a client is excluded.
-    Where changes are compared, it is its score below the median score."""
+    """So many robust standard deviations (1.4826 MAD) below its cluster's median agreement, a client is excluded."""
     max_size: float = Field(default=5.0, gt=1)
     """A client whose update is so many times its cluster's median one is excluded; for verified evidence alone."""
     exclusion_rounds: PositiveInt = 5

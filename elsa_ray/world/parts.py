@@ -103,7 +103,7 @@ def parts_of(plan: Plan, paths: Paths) -> Parts | None:
     part_at_capacity[capacity[is_local]] = users[is_local]
     if (part_at_capacity[capacity[is_local]] != users[is_local]).any():
         return None
-    return Parts(plan, of_row, paths, part_at_capacity)
+    return Parts(plan, of_row, paths, part_at_capacity.astype(np.int64))
 
 
 def _cut(plan: Plan) -> Ints | None:

@@ -78,7 +78,8 @@ class Paths:
 
     def pair_of_crossing(self) -> npt.NDArray[np.int32]:
         """Return the pair [X] that each crossing is of."""
-        return np.repeat(np.arange(len(self), dtype=np.int32), np.diff(np.frombuffer(self.first, np.int32)))
+        first: npt.NDArray[np.int32] = np.frombuffer(self.first, np.int32)
+        return np.repeat(np.arange(len(self), dtype=np.int32), first[1:] - first[:-1])
 
     def capacities_of(self, pair: int) -> Sequence[int]:
         """Return what a pair's way crosses."""

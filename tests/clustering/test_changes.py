@@ -37,10 +37,11 @@ def test_wrong_signs_and_noise_agree_less_than_every_honest_client(bad_share: fl
     generator = np.random.default_rng(seed)
     num_bad = int(20 * bad_share)
     change_NF = honest_changes(20, generator)
-    flipped_NF, noisy_NF = change_NF.copy(), change_NF.copy()
+    flipped_NF, noisy_NF, larger_NF = change_NF.copy(), change_NF.copy(), change_NF.copy()
     flipped_NF[:num_bad] *= -1
     noisy_NF[:num_bad] = generator.normal(size=(num_bad, change_NF.shape[1])) * np.sqrt(2)
-    for attacked_NF in (flipped_NF, noisy_NF):
+    larger_NF[:num_bad] *= 10
+    for attacked_NF in (flipped_NF, noisy_NF, larger_NF):
         found_N = agreement(attacked_NF)
         assert found_N[:num_bad].max() < found_N[num_bad:].min()
 
