@@ -68,7 +68,7 @@ def measure(clients: int, edges: int, model: str) -> dict[str, float]:
         state, report = prepared.protocol.conclude(state, RoundResults(), plan, timeline)
     with tempfile.TemporaryDirectory() as temporary:
         with timed("records"), RunFolder.create(Path(temporary) / "run", prepared.config) as folder:
-            round_ = Round(plan, timeline, RoundResults(), report, state, "rounds", {})
+            round_ = Round(plan, timeline, RoundResults(), report, state, world_state, "rounds", {})
             folder.write_round(round_, prepared.setting)
             folder.close()
             folder.finish(make_summary(prepared.setting, folder.totals, hardware={}))
