@@ -25,8 +25,16 @@ check: .venv/installed  ## lint, type-check, and hold the layering
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: .venv/installed  ## print the benchmark ratios
+bench: .venv/installed .venv-bench/installed  ## measure against Flower, pfl-research and a plain loop (an hour)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(BIN)/python experiments/benchmarks/peers.py --out experiments/benchmarks/results/peers.json
 	$(BIN)/python experiments/benchmarks/cohorts.py
 
+# The peers pin other versions of ray and protobuf than this project, so they have an environment of their own.
+.venv-bench/installed: experiments/benchmarks/peers/requirements.txt
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
 clean:  ## remove the environment and everything built
-	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-bench build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

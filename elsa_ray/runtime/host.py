@@ -12,9 +12,9 @@ import torch
 from elsa_ray.aggregation.weighted import distance, is_finite, weighted_mean
 from elsa_ray.clustering.trust import TrustEvent, TrustState
 from elsa_ray.codecs.codec import CodecContext
-from elsa_ray.codecs.wire import encode_frozen
+from elsa_ray.codecs.wire import encode_frozen, readdressed
 from elsa_ray.model.adapters import Adapters, AdapterTensor
-from elsa_ray.model.split import Part
+from elsa_ray.model.split import Part, Split
 from elsa_ray.model.tripartite import TripartiteModel
 from elsa_ray.runtime.failure import naming
 from elsa_ray.runtime.jobs import FrozenJob, GatherJob, NoticeJob, TableJob
@@ -75,6 +75,7 @@ class ModelHost:
             trust: standings of clients.
         """
         self._versions: dict[VersionKey, Adapters] = dict(versions)
+        self._sent: dict[tuple[VersionKey, Split], bytes] = {}
         self._trust: dict[int, TrustState] = dict(trust)
         self._judged: dict[int, TrustState] = {}
         self._decisions: list[TrustEvent] = []
@@ -96,9 +97,10 @@ class ModelHost:
         """
         payloads = []
         middle = self._layout.part(cohort.split, Part.MIDDLE)
+        held = self._layout.part(cohort.split, Part.FRONT, Part.BACK)
         for member in cohort.members:
             with naming("adapter_down", [member.key]):
-                payloads.append(self._adapter_down(cohort, member.version, member.key, member.planned_adapter_bytes[0]))
+                payloads.append(self._adapter_down(cohort, held, member))
         copies = [{t.name: self._versions[member.version][t.name] for t in middle} for member in cohort.members]
         edge_cohort = EdgeCohort(self._model, cohort, self._recipe, copies, self._meter, memories)
         self._cohorts[cohort.name] = (cohort, edge_cohort)
@@ -120,9 +122,10 @@ class ModelHost:
         """
         cohort, edge_cohort = self._cohorts.pop(cohort_name)
         wholes = []
+        held = self._layout.part(cohort.split, Part.FRONT, Part.BACK)
         for member, payload, middle in zip(cohort.members, uploads, edge_cohort.adapters(), strict=True):
             with naming("adapter_up", [member.key]):
-                whole = {**middle, **self._receive_upload(cohort, member, payload)}
+                whole = {**middle, **self._receive_upload(held, member, payload)}
             wholes.append({tensor.name: whole[tensor.name] for tensor in self._layout.tensors})
             finite = is_finite(whole)
             if not finite:
@@ -157,9 +160,9 @@ class ModelHost:
         failed, decisions = tuple(sorted(self._failed)), tuple(self._decisions)
         return HostReport(kept, failed, self._meter, self._judged, decisions, self._fingerprints)
 
-    def _receive_upload(self, cohort: Cohort, member: Member, payload: bytes) -> Adapters:
+    def _receive_upload(self, held: Sequence[AdapterTensor], member: Member, payload: bytes) -> Adapters:
         """Decode a member's adapters; of an update they are what the member had received, plus it."""
-        recipe, held = self._recipe, self._layout.part(cohort.split, Part.FRONT, Part.BACK)
+        recipe = self._recipe
         received: Adapters = {}
         if recipe.chains.update is not None:
             context = recipe.context(member.key, Role.ADAPTER_DOWN)
@@ -222,10 +225,22 @@ class ModelHost:
         factor_of_key = dict(zip(in_order, judgement.weights_N.tolist(), strict=True))
         return [factor_of_key[key] for key in arrivals]
 
-    def _adapter_down(self, cohort: Cohort, version: VersionKey, key: WorkKey, planned: int) -> bytes:
-        held = self._layout.part(cohort.split, Part.FRONT, Part.BACK)
-        context = self._recipe.context(key, Role.ADAPTER_DOWN)
-        return self._encode(Role.ADAPTER_DOWN, held, version, context, planned, who=str(key))
+    def _adapter_down(self, cohort: Cohort, held: Sequence[AdapterTensor], member: Member) -> bytes:
+        version, key, planned = member.version, member.key, member.planned_adapter_bytes[0]
+        role, chain, context = (
+            Role.ADAPTER_DOWN,
+            self._recipe.chains.adapter,
+            self._recipe.context(key, Role.ADAPTER_DOWN),
+        )
+        before = self._sent.get((version, cohort.split))
+        if before is None or not chain.is_plain:
+            payload = self._encode(role, held, version, context, planned, who=str(key))
+            self._sent[version, cohort.split] = payload
+            return payload
+        # Many start from the same model: it is written once, and its header for each.
+        payload = readdressed(chain, role, before, context)
+        self._meter.charge(role, payload, planned, exact=True, who=str(key))
+        return payload
 
     @property
     def _fingerprint_columns(self) -> int:

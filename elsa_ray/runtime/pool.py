@@ -10,7 +10,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from elsa_ray.config.protocol import ProtocolConfig
-from elsa_ray.model.adapters import Adapters
+from elsa_ray.model.adapters import Adapters, AdapterTensor
 from elsa_ray.model.split import Part, Split
 from elsa_ray.model.tripartite import TripartiteModel
 from elsa_ray.runtime.failure import naming
@@ -77,12 +77,13 @@ class ClientPool:
         """
         meter, keys = ByteMeter(), [member.key for member in cohort.members]
         with naming("training", keys):
-            received = [self._receive(cohort, *pair) for pair in zip(cohort.members, adapter_down, strict=True)]
+            held = self._model.layout.part(cohort.split, Part.FRONT, Part.BACK)
+            received = [self._receive(held, *pair) for pair in zip(cohort.members, adapter_down, strict=True)]
             trained = await self._drive(cohort, received, memories, ask_edge, meter)
         uploads, reports, remembered = [], [], []
         for member, own_received, result, memory in zip(cohort.members, received, trained, memories, strict=True):
             with naming("adapter_up", [member.key]):
-                payload, after = self._upload(cohort, member, own_received, result, memory)
+                payload, after = self._upload(held, member, own_received, result, memory)
                 exact, planned = self._recipe.chains.of_upload.size_is_exact, member.planned_adapter_bytes[1]
                 meter.charge(Role.ADAPTER_UP, payload, planned, exact=exact, who=str(member.key))
                 uploads.append(payload)
@@ -91,17 +92,21 @@ class ClientPool:
         losses = {key: result.mean_loss for key, result in zip(keys, trained, strict=True)}
         return TrainedCohort(uploads, reports, losses, remembered, meter)
 
-    def _receive(self, cohort: Cohort, member: Member, payload: bytes) -> Adapters:
-        held = self._model.layout.part(cohort.split, Part.FRONT, Part.BACK)
+    def _receive(self, held: Sequence[AdapterTensor], member: Member, payload: bytes) -> Adapters:
         return self._recipe.unpack(
             Role.ADAPTER_DOWN, held, payload, self._recipe.context(member.key, Role.ADAPTER_DOWN)
         )
 
     def _upload(
-        self, cohort: Cohort, member: Member, received: Adapters, result: ClientResult, memory: ClientMemory
+        self,
+        held: Sequence[AdapterTensor],
+        member: Member,
+        received: Adapters,
+        result: ClientResult,
+        memory: ClientMemory,
     ) -> tuple[bytes, ClientMemory]:
         """Encode what a client sends, honest or not; returns the payload and what the client then remembers."""
-        recipe, held = self._recipe, self._model.layout.part(cohort.split, Part.FRONT, Part.BACK)
+        recipe = self._recipe
         deed = recipe.misbehaviour_of(member.key)
         sent = sent_adapters(deed, received, result.adapters, memory.first_sent, member.key, recipe.seed)
         context = recipe.context(member.key, Role.ADAPTER_UP)

@@ -9,15 +9,16 @@ alternate between the engines; the median of all counts. The loss after the last
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import os
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import threading
-import time
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -101,11 +102,9 @@ def measure(task: str, folder: Path, options: argparse.Namespace) -> list[dict]:
                 figures[kind] += result[kind]
             figures["memory_bytes"].append(result["memory_bytes"])
             figures["loss"].append(loss_after(works["fp32"], result["after"]))
-            print(
-                f"{task} {precision} {engine} {repetition + 1}/{options.repetitions}: "
-                f"{milliseconds(result['wall_seconds']):.2f} ms a client, {milliseconds(result['cpu_seconds']):.2f} of CPU",
-                file=sys.stderr,
-            )
+            wall, cpu = (milliseconds(result[kind]) for kind in ("wall_seconds", "cpu_seconds"))
+            turn = f"{task} {precision} {engine} {repetition + 1}/{options.repetitions}"
+            print(f"{turn}: {wall:.2f} ms a client, {cpu:.2f} of CPU", file=sys.stderr)
     return [
         {
             "task": task,
@@ -211,9 +210,16 @@ def run_engine(engine: str, work: Path, peers_python: Path) -> dict:
         environment = {**os.environ, **threads, **quiet, "PYTHONPATH": f"{PEERS}:{os.environ.get('PYTHONPATH', '')}"}
         command = command_of(engine, work, Path(out), peers_python)
         with (Path(out) / "log").open("w") as log:
-            process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=out, start_new_session=True)
-            with PeakMemory(process.pid) as peak:
-                process.wait()
+            process = subprocess.Popen(
+                command, env=environment, stdout=log, stderr=log, cwd=out, start_new_session=True
+            )
+            try:
+                with PeakMemory(process.pid) as peak:
+                    process.wait()
+            finally:
+                # Also where this program is interrupted: all that an engine has started is of its session.
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
         if process.returncode != 0:
             raise SystemExit(f"{engine} failed:\n{(Path(out) / 'log').read_text()[-4000:]}")
         after = (Path(out) / "after.safetensors").read_bytes()
@@ -325,7 +331,17 @@ def show(report: dict) -> None:
     """Print both tables."""
     console = Console(width=140)
     table = Table(title=f"{CLIENTS} clients a round, {STEPS} steps of {BATCH} x {LENGTH} tokens, LoRA rank {RANK}")
-    for title in ("task", "precision", "engine", "ms a client", "min to max", "CPU ms", "clients/s", "peak memory", "test loss"):
+    for title in (
+        "task",
+        "precision",
+        "engine",
+        "ms a client",
+        "min to max",
+        "CPU ms",
+        "clients/s",
+        "peak memory",
+        "test loss",
+    ):
         table.add_column(title, justify="left" if title in ("task", "precision", "engine") else "right")
     for row in report["rows"]:
         each = [1000 * seconds / CLIENTS for seconds in row["wall_seconds_of_rounds"]]

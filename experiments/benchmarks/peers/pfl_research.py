@@ -84,7 +84,7 @@ def pfl_research(work: Work) -> tuple[Clock, Mapping[str, Tensor]]:
 def _run(work: Work, model: PyTorchModel, clients: int, rounds: int) -> RoundTimes:
     facts, times = work.facts, RoundTimes()
     ids_RCTBS, labels_RCTB = work.batches
-    steps, batch = ids_RCTBS.shape[2:4]
+    _steps, batch = ids_RCTBS.shape[2:4]
 
     def user(client: int) -> Dataset:
         own = times.round_index, client
@@ -119,7 +119,7 @@ if __name__ == "__main__":
     if get_framework_module().distributed.global_rank == 0:
         run(pfl_research)
     else:
-        from pathlib import Path
         import sys
+        from pathlib import Path
 
         pfl_research(Work(Path(sys.argv[1])))

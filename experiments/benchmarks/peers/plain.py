@@ -16,7 +16,8 @@ def plain(work: Work) -> tuple[Clock, Mapping[str, Tensor]]:
     context = mp.get_context("spawn")
     pipes = [context.Pipe() for _ in range(PROCESSES)]
     workers = [
-        context.Process(target=_worker, args=(work.folder, rank, end), daemon=True) for rank, (_, end) in enumerate(pipes)
+        context.Process(target=_worker, args=(work.folder, rank, end), daemon=True)
+        for rank, (_, end) in enumerate(pipes)
     ]
     for worker in workers:
         worker.start()

@@ -1,8 +1,8 @@
 """The work that every engine of the benchmark does: same model, first adapters, batches, optimiser, FedAvg.
 
-A work folder holds ``work.json``, ``model/`` (transformers), ``adapters.safetensors`` and ``batches.npz``; the benchmark
-writes it with elsa_ray. This module needs torch, transformers, PEFT, numpy, psutil and safetensors only, so that each engine can
-have an environment of its own.
+A work folder holds ``work.json``, ``model/`` (transformers), ``adapters.safetensors`` and ``batches.npz``; the
+benchmark writes it with elsa_ray. This module needs torch, transformers, PEFT, numpy, psutil and safetensors only, so
+that each engine can have an environment of its own.
 Shapes: R rounds, C clients, T steps, B texts, S tokens.
 """
 
@@ -83,7 +83,9 @@ class Trainer:
         self.model = get_peft_model(model, config).eval()
         own = dict(self.model.named_parameters())
         self.trained = {name: own[_peft_name(name)] for name in self.work.first_adapters}
-        others = [name for name, value in own.items() if value.requires_grad and name not in map(_peft_name, self.trained)]
+        others = [
+            name for name, value in own.items() if value.requires_grad and name not in map(_peft_name, self.trained)
+        ]
         assert not others, f"trained and not sent: {others}"
 
     def loss(self, ids_BS: Tensor, labels_B: Tensor) -> Tensor:
@@ -122,8 +124,8 @@ class Trainer:
         """Return the loss on the held-out texts."""
         self.set(adapters)
         ids, labels = self.work.test
-        losses = [float(self.loss(i, l)) * len(i) for i, l in zip(ids.split(64), labels.split(64), strict=True)]
-        return sum(losses) / len(ids)
+        pieces = zip(ids.split(64), labels.split(64), strict=True)
+        return sum(float(self.loss(*piece)) * len(piece[0]) for piece in pieces) / len(ids)
 
 
 class Clock:
