@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from typing import Any, ClassVar
 
 import numpy as np
@@ -52,6 +53,21 @@ class ProtocolState:
     trust: Mapping[int, TrustState] = field(default_factory=dict)
 
 
+class Stage(StrEnum):
+    """What an actor's wall time is spent on."""
+
+    COMPUTE = "compute"
+    CODEC = "codec"
+    MESSAGES = "messages"
+    WAITING = "waiting"
+
+
+StageSeconds = dict[Stage, float]
+
+DRIVER = "driver"
+"""The process that plans and conducts, among the names of actors."""
+
+
 @dataclass(frozen=True)
 class RoundResults:
     """What an executor gives back.
@@ -69,6 +85,7 @@ class RoundResults:
         decisions: what changed in the standings, and why.
         fingerprints: as the cloud was told them, a row of numbers a client.
         cohort_sizes: members of each cohort that was trained.
+        wall_seconds: the host's own time for the training, by actor and stage; each actor's add up to the round's.
     """
 
     adapters: Adapters | None = None
@@ -83,6 +100,7 @@ class RoundResults:
     decisions: tuple[TrustEvent, ...] = ()
     fingerprints: Mapping[int, npt.NDArray[np.float32]] = field(default_factory=dict)
     cohort_sizes: tuple[int, ...] = ()
+    wall_seconds: Mapping[str, StageSeconds] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

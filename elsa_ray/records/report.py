@@ -23,6 +23,7 @@ from elsa_ray.records.charts import SERIES, bar_chart, line_chart
 from elsa_ray.records.drawing import MOST_CLIENTS_DRAWN, topology_svg
 from elsa_ray.records.intervals import clients_of_round, longest_round
 from elsa_ray.records.json_text import write_whole
+from elsa_ray.records.profile import profile_table, read_profile
 from elsa_ray.records.reading import RunRecord, read_run
 from elsa_ray.records.timeline_charts import gantt_svg, links_svg
 from elsa_ray.world.roles import Role
@@ -82,6 +83,7 @@ def render_report(run: RunRecord) -> str:
         learning=_learning_charts(run),
         spending=_spending_charts(figures),
         answers=all_tables(figures),
+        profile=[profile_table(profile)] if (profile := read_profile(run.path)) is not None else [],
         pictures=_pictures_of_a_round(run, network),
         topology=_topology_chart(run, network),
         rounds=run.rounds,

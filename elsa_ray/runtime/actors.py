@@ -16,6 +16,7 @@ from elsa_ray.model.families import family_of
 from elsa_ray.model.shape import ModelShape
 from elsa_ray.model.split import Split
 from elsa_ray.model.tripartite import TripartiteModel
+from elsa_ray.protocols.protocol import Stage, StageSeconds
 from elsa_ray.runtime.failure import WaitTimeoutError, WorkerError, naming
 from elsa_ray.runtime.host import Cloud, EdgeServer, ModelHost
 from elsa_ray.runtime.pool import ClientPool, TrainedCohort
@@ -76,7 +77,11 @@ class HostActor(_Actor):
     def call(self, method: str, *arguments: Any) -> Any:
         """Call a method of the host."""
         with naming(method, ()):
-            return getattr(self._host, method)(*arguments)
+            return self._host.timed(method, *arguments)
+
+    def take_seconds(self) -> StageSeconds:
+        """See ModelHost.take_seconds."""
+        return self._host.take_seconds()
 
 
 class PoolActor(_Actor):
@@ -98,7 +103,8 @@ class PoolActor(_Actor):
 
         async def ask_edge(request: EdgeRequest) -> Payloads:
             what = f"{host_name} to answer {request.call.value} of step {request.step} of cohort {cohort.name}"
-            reference = host.call.remote("answer", cohort.name, request)
+            with self._pool.watch.spend(Stage.MESSAGES):
+                reference = host.call.remote("answer", cohort.name, request)
             payloads: Payloads = await answer_of(reference, self._timeout_seconds, what)
             return payloads
 
@@ -107,6 +113,10 @@ class PoolActor(_Actor):
     async def score(self, adapters: Adapters, piece: int, split: Split | None) -> Score:
         """Score a piece of the test set."""
         return self._pool.score(adapters, piece, split)
+
+    async def take_seconds(self) -> StageSeconds:
+        """Return the seconds of the round's work, by stage; once a round."""
+        return self._pool.watch.take()
 
 
 async def answer_of(reference: Any, timeout_seconds: float, what: str) -> Any:

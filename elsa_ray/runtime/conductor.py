@@ -11,12 +11,13 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from time import perf_counter
 from typing import Any
 
 from elsa_ray.clustering.trust import TrustState
 from elsa_ray.model.adapters import Adapters
 from elsa_ray.model.split import Split
-from elsa_ray.protocols.protocol import ProtocolState, RoundResults
+from elsa_ray.protocols.protocol import DRIVER, ProtocolState, RoundResults, Stage, StageSeconds
 from elsa_ray.runtime.host import HostReport
 from elsa_ray.runtime.jobs import CLOUD, HostJob, RoundJob, StageJob
 from elsa_ray.runtime.pool import TrainedCohort
@@ -47,6 +48,10 @@ class Workers(ABC):
     @abstractmethod
     async def score(self, pool: int, adapters: Any, piece: int, split: Split | None) -> Score:
         """Let a pool score a piece of the test set; see ClientPool.score."""
+
+    @abstractmethod
+    async def take_seconds(self) -> dict[str, StageSeconds]:
+        """Return what each actor has spent on each stage since the last time, waiting left out."""
 
     def share(self, adapters: Adapters) -> Any:
         """Return a handle to adapters that are given to many calls."""
@@ -123,6 +128,22 @@ class Conductor:
             host_of_version: which host needs each older model.
             evaluate: score the new global model on the test set.
         """
+        begin = perf_counter()
+        results = await self._run_round(job, state, host_of_version, evaluate=evaluate)
+        spent = {DRIVER: {}, **await self._workers.take_seconds()}
+        total = perf_counter() - begin
+        for stages in spent.values():
+            stages[Stage.WAITING] = max(0.0, total - sum(stages.values()))
+        return replace(results, wall_seconds=spent)
+
+    async def _run_round(
+        self,
+        job: RoundJob,
+        state: ProtocolState,
+        host_of_version: Mapping[VersionKey, str],
+        *,
+        evaluate: bool,
+    ) -> RoundResults:
         free_pools: asyncio.Queue[int] = asyncio.Queue()
         for place in range(self._workers.num_pools * self._workers.in_flight):
             free_pools.put_nowait(place % self._workers.num_pools)

@@ -13,7 +13,7 @@ import torch
 from elsa_ray.model.adapters import Adapters
 from elsa_ray.model.split import Split
 from elsa_ray.model.tripartite import TripartiteModel
-from elsa_ray.protocols.protocol import ProtocolState, RoundResults
+from elsa_ray.protocols.protocol import ProtocolState, RoundResults, StageSeconds
 from elsa_ray.protocols.setting import Setting
 from elsa_ray.runtime.conductor import Conductor, Workers
 from elsa_ray.runtime.failure import naming
@@ -140,7 +140,7 @@ class InlineWorkers(Workers):
     async def call_host(self, host: str, method: str, *arguments: Any) -> Any:
         """Call it here and now."""
         with naming(f"{host}: {method}", ()):
-            return getattr(self._hosts[host], method)(*arguments)
+            return self._hosts[host].timed(method, *arguments)
 
     async def train(
         self, pool: int, cohort: Cohort, host: str, adapter_down: list[bytes], memories: list[ClientMemory]
@@ -148,10 +148,16 @@ class InlineWorkers(Workers):
         """Train a cohort here and now."""
 
         async def ask_edge(request: EdgeRequest) -> Payloads:
-            return self._hosts[host].answer(cohort.name, request)
+            answer: Payloads = self._hosts[host].timed("answer", cohort.name, request)
+            return answer
 
         return await self._pool.train(cohort, adapter_down, memories, ask_edge)
 
     async def score(self, pool: int, adapters: Adapters, piece: int, split: Split | None) -> Score:
         """Score a piece here and now."""
         return self._pool.score(adapters, piece, split)
+
+    async def take_seconds(self) -> dict[str, StageSeconds]:
+        """Everybody has worked in this process, one after another."""
+        hosts = {name: host.take_seconds() for name, host in self._hosts.items()}
+        return {"pool-0": self._pool.watch.take(), **hosts}

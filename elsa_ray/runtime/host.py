@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +17,10 @@ from elsa_ray.codecs.wire import encode_frozen, readdressed
 from elsa_ray.model.adapters import Adapters, AdapterTensor
 from elsa_ray.model.split import Part, Split
 from elsa_ray.model.tripartite import TripartiteModel
+from elsa_ray.protocols.protocol import Stage, StageSeconds
 from elsa_ray.runtime.failure import naming
 from elsa_ray.runtime.jobs import FrozenJob, GatherJob, NoticeJob, TableJob
+from elsa_ray.runtime.stopwatch import Stopwatch
 from elsa_ray.training.client import EdgeRequest
 from elsa_ray.training.cohort import ByteMeter, Cohort, Member, VersionKey
 from elsa_ray.training.edge import EdgeCohort
@@ -65,6 +68,7 @@ class ModelHost:
     def __init__(self, model: TripartiteModel, recipe: Recipe) -> None:
         self._model, self._recipe = model, recipe
         self._layout = model.layout
+        self._watch = Stopwatch()
         self.begin_round({}, {})
 
     def begin_round(self, versions: Mapping[VersionKey, Adapters], trust: Mapping[int, TrustState]) -> None:
@@ -105,6 +109,17 @@ class ModelHost:
         edge_cohort = EdgeCohort(self._model, cohort, self._recipe, copies, self._meter, memories)
         self._cohorts[cohort.name] = (cohort, edge_cohort)
         return payloads
+
+    def timed(self, method: str, *arguments: Any) -> Any:
+        """Call one of this host's methods and count the time."""
+        with self._watch.spend(Stage.COMPUTE):
+            return getattr(self, method)(*arguments)
+
+    def take_seconds(self) -> StageSeconds:
+        """Return the seconds of the round's calls, by stage; once a round."""
+        self._watch.move_to_codec(self._meter.codec_seconds)
+        self._meter.codec_seconds = 0.0
+        return self._watch.take()
 
     def answer(self, cohort_name: str, request: EdgeRequest) -> Payloads:
         """Run the middle blocks for a cohort; see EdgeCohort."""
@@ -168,7 +183,8 @@ class ModelHost:
             context = recipe.context(member.key, Role.ADAPTER_DOWN)
             sent = recipe.pack(Role.ADAPTER_DOWN, held, self._versions[member.version], context)
             received = recipe.unpack(Role.ADAPTER_DOWN, held, sent, context)
-        return recipe.unpack_upload(held, received, payload, recipe.context(member.key, Role.ADAPTER_UP))
+        with self._meter.coding():
+            return recipe.unpack_upload(held, received, payload, recipe.context(member.key, Role.ADAPTER_UP))
 
     def _take_evidence(self, cohort: Cohort, wholes: Sequence[Adapters], reports: Sequence[bytes | None]) -> None:
         """Keep what the members' models answer to the probes, by their own word or by a test of what they sent."""
@@ -238,7 +254,8 @@ class ModelHost:
             self._sent[version, cohort.split] = payload
             return payload
         # Many start from the same model: it is written once, and its header for each.
-        payload = readdressed(chain, role, before, context)
+        with self._meter.coding():
+            payload = readdressed(chain, role, before, context)
         self._meter.charge(role, payload, planned, exact=True, who=str(key))
         return payload
 
@@ -261,7 +278,8 @@ class ModelHost:
         who: str,
     ) -> bytes:
         """Encode tensors of a version, counted and held against the plan."""
-        payload = self._recipe.pack(role, tensors, self._versions[version], context)
+        with self._meter.coding():
+            payload = self._recipe.pack(role, tensors, self._versions[version], context)
         self._meter.charge(role, payload, planned, exact=self._recipe.chains.adapter.size_is_exact, who=who)
         return payload
 
@@ -272,7 +290,8 @@ class EdgeServer(ModelHost):
     def receive_model(self, round_index: int, node: int, payload: bytes) -> None:
         """Take the global model for one of the group's edges."""
         context = self._recipe.trunk_context(round_index, node, Role.ADAPTER_DOWN)
-        model = self._recipe.unpack(Role.ADAPTER_DOWN, self._layout.tensors, payload, context)
+        with self._meter.coding():
+            model = self._recipe.unpack(Role.ADAPTER_DOWN, self._layout.tensors, payload, context)
         self._versions[VersionKey(round_index, 0, node)] = model
 
     def send_tables(self, round_index: int, job: TableJob) -> tuple[bytes | None, bytes | None]:
@@ -366,7 +385,8 @@ class Cloud(ModelHost):
     def receive_model(self, node: int, payload: bytes, weight: float) -> None:
         """Take an edge's model and the number of examples behind it."""
         context = self._recipe.trunk_context(self._start.round_index, node, Role.ADAPTER_UP)
-        model = self._recipe.unpack(Role.ADAPTER_UP, self._layout.tensors, payload, context)
+        with self._meter.coding():
+            model = self._recipe.unpack(Role.ADAPTER_UP, self._layout.tensors, payload, context)
         self._edge_models[node] = (model, weight)
 
     def global_model(self) -> Adapters:

@@ -13,7 +13,9 @@ from elsa_ray.config.protocol import ProtocolConfig
 from elsa_ray.model.adapters import Adapters, AdapterTensor
 from elsa_ray.model.split import Part, Split
 from elsa_ray.model.tripartite import TripartiteModel
+from elsa_ray.protocols.protocol import Stage
 from elsa_ray.runtime.failure import naming
+from elsa_ray.runtime.stopwatch import Stopwatch
 from elsa_ray.tasks.task import Task
 from elsa_ray.training.batches import calibration_examples, examples_of_steps
 from elsa_ray.training.client import ClientResult, EdgeRequest, train_clients
@@ -63,6 +65,7 @@ class ClientPool:
     def __init__(self, model: TripartiteModel, recipe: Recipe, task: Task) -> None:
         self._model, self._recipe, self._task = model, recipe, task
         self._pieces = evaluation_pieces(task.test)
+        self.watch = Stopwatch()
 
     async def train(
         self, cohort: Cohort, adapter_down: Sequence[bytes], memories: Sequence[ClientMemory], ask_edge: AskEdge
@@ -78,8 +81,23 @@ class ClientPool:
         meter, keys = ByteMeter(), [member.key for member in cohort.members]
         with naming("training", keys):
             held = self._model.layout.part(cohort.split, Part.FRONT, Part.BACK)
-            received = [self._receive(held, *pair) for pair in zip(cohort.members, adapter_down, strict=True)]
+            with self.watch.spend(Stage.CODEC):
+                received = [self._receive(held, *pair) for pair in zip(cohort.members, adapter_down, strict=True)]
             trained = await self._drive(cohort, received, memories, ask_edge, meter)
+        self.watch.move_to_codec(meter.codec_seconds)
+        with self.watch.spend(Stage.CODEC):
+            return self._give_back(cohort, held, received, trained, memories, meter)
+
+    def _give_back(
+        self,
+        cohort: Cohort,
+        held: Sequence[AdapterTensor],
+        received: Sequence[Adapters],
+        trained: Sequence[ClientResult],
+        memories: Sequence[ClientMemory],
+        meter: ByteMeter,
+    ) -> TrainedCohort:
+        """Encode what the members send."""
         uploads, reports, remembered = [], [], []
         for member, own_received, result, memory in zip(cohort.members, received, trained, memories, strict=True):
             with naming("adapter_up", [member.key]):
@@ -89,7 +107,7 @@ class ClientPool:
                 uploads.append(payload)
                 remembered.append(after)
                 reports.append(self._report(member, result, meter))
-        losses = {key: result.mean_loss for key, result in zip(keys, trained, strict=True)}
+        losses = {member.key: result.mean_loss for member, result in zip(cohort.members, trained, strict=True)}
         return TrainedCohort(uploads, reports, losses, remembered, meter)
 
     def _receive(self, held: Sequence[AdapterTensor], member: Member, payload: bytes) -> Adapters:
@@ -138,7 +156,8 @@ class ClientPool:
 
         logits_of = None if split is None else over_cuts
         indices = self._pieces[piece]
-        return score_piece(model, adapters, task.test, indices, recipe.pad_id, task.num_labels, logits_of)
+        with self.watch.spend(Stage.COMPUTE):
+            return score_piece(model, adapters, task.test, indices, recipe.pad_id, task.num_labels, logits_of)
 
     @property
     def num_pieces(self) -> int:
@@ -155,26 +174,30 @@ class ClientPool:
     ) -> list[ClientResult]:
         recipe, task = self._recipe, self._task
         protocol: ProtocolConfig = recipe.protocol
-        examples = [
-            examples_of_steps(member.key, task.partition[member.key.client], protocol, recipe.seed)
-            for member in cohort.members
-        ]
-        calibrations = [memory.calibration for memory in memories]
-        training = train_clients(
-            self._model,
-            cohort,
-            recipe,
-            task.train,
-            examples,
-            received,
-            meter,
-            memories=calibrations,
-            calibration_examples_of_members=self._calibration_examples(cohort),
-        )
+        with self.watch.spend(Stage.COMPUTE):
+            examples = [
+                examples_of_steps(member.key, task.partition[member.key.client], protocol, recipe.seed)
+                for member in cohort.members
+            ]
+            calibrations = [memory.calibration for memory in memories]
+            training = train_clients(
+                self._model,
+                cohort,
+                recipe,
+                task.train,
+                examples,
+                received,
+                meter,
+                memories=calibrations,
+                calibration_examples_of_members=self._calibration_examples(cohort),
+            )
         try:
-            request = next(training)
+            with self.watch.spend(Stage.COMPUTE):
+                request = next(training)
             while True:
-                request = training.send(await ask_edge(request))
+                answer = await ask_edge(request)
+                with self.watch.spend(Stage.COMPUTE):
+                    request = training.send(answer)
         except StopIteration as end:
             results: list[ClientResult] = end.value
             return results

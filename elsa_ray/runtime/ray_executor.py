@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from elsa_ray.config.runtime import ActorResources
 from elsa_ray.model.adapters import Adapters
 from elsa_ray.model.split import Split
+from elsa_ray.protocols.protocol import DRIVER, Stage, StageSeconds
 from elsa_ray.protocols.setting import Setting
 from elsa_ray.runtime.actors import HOST_KINDS, HostActor, PoolActor, WorkerSettings, answer_of
 from elsa_ray.runtime.cluster import Cluster, join_cluster
@@ -22,6 +23,7 @@ from elsa_ray.runtime.executor import ConductedExecutor
 from elsa_ray.runtime.failure import WaitTimeoutError, WorkerError
 from elsa_ray.runtime.jobs import CLOUD, host_names
 from elsa_ray.runtime.pool import TrainedCohort
+from elsa_ray.runtime.stopwatch import Stopwatch
 from elsa_ray.runtime.weights import pack_model
 from elsa_ray.training.cohort import Cohort
 from elsa_ray.training.evaluation import Score, evaluation_pieces
@@ -85,6 +87,7 @@ class _RayWorkers(Workers):
         self.num_pools = num_pools(setting)
         self.num_pieces = len(evaluation_pieces(setting.task.test))
         self._timeout_seconds = config.runtime.timeout_seconds
+        self._watch = Stopwatch()
         self._hosts: dict[str, Any] = {}
         self._pools: list[Any] = []
         settings = WorkerSettings(
@@ -112,13 +115,15 @@ class _RayWorkers(Workers):
         self._wait_until_ready(config.runtime.startup_timeout_seconds, status)
 
     async def call_host(self, host: str, method: str, *arguments: Any) -> Any:
-        reference = self._hosts[host].call.remote(method, *arguments)
+        with self._watch.spend(Stage.MESSAGES):
+            reference = self._hosts[host].call.remote(method, *arguments)
         return await answer_of(reference, self._timeout_seconds, f"{host} to do {method}")
 
     async def train(
         self, pool: int, cohort: Cohort, host: str, adapter_down: list[bytes], memories: list[ClientMemory]
     ) -> TrainedCohort:
-        reference = self._pools[pool].train.remote(cohort, self._hosts[host], host, adapter_down, memories)
+        with self._watch.spend(Stage.MESSAGES):
+            reference = self._pools[pool].train.remote(cohort, self._hosts[host], host, adapter_down, memories)
         # Each step may wait for its edge as long as any wait; the pool's other cohorts may take as long again.
         patience = self._timeout_seconds * (1 + cohort.num_steps) * self.in_flight
         trained: TrainedCohort = await answer_of(reference, patience, f"pool-{pool} to train cohort {cohort.name}")
@@ -129,6 +134,15 @@ class _RayWorkers(Workers):
         patience = self._timeout_seconds * self.in_flight
         score: Score = await answer_of(reference, patience, f"pool-{pool} to score piece {piece} of the test set")
         return score
+
+    async def take_seconds(self) -> dict[str, StageSeconds]:
+        actors = {**{f"pool-{number}": pool for number, pool in enumerate(self._pools)}, **self._hosts}
+        references = {name: actor.take_seconds.remote() for name, actor in actors.items()}
+        each = [
+            await answer_of(reference, self._timeout_seconds, f"{name} to tell what it has spent time on")
+            for name, reference in references.items()
+        ]
+        return {DRIVER: self._watch.take(), **dict(zip(references, each, strict=True))}
 
     def share(self, adapters: Adapters) -> Any:
         return ray.put(adapters)

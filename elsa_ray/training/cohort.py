@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import NamedTuple
 
 import numpy as np
@@ -85,10 +88,20 @@ class PlanMismatchError(Exception):
 
 @dataclass
 class ByteMeter:
-    """Counts the payloads that were really encoded, and holds each against the plan."""
+    """Counts the payloads that were really encoded and what that took, and holds each against the plan."""
 
     num_bytes: Counter[str] = field(default_factory=Counter)
     num_payloads: Counter[str] = field(default_factory=Counter)
+    codec_seconds: float = 0.0
+
+    @contextmanager
+    def coding(self) -> Iterator[None]:
+        """Count the host's time inside as encoding and decoding."""
+        begin = perf_counter()
+        try:
+            yield
+        finally:
+            self.codec_seconds += perf_counter() - begin
 
     def charge(self, role: Role, payload: bytes, planned: int, *, exact: bool, who: str) -> None:
         """Count one payload.
@@ -106,3 +119,4 @@ class ByteMeter:
         """Add another meter's counts."""
         self.num_bytes.update(other.num_bytes)
         self.num_payloads.update(other.num_payloads)
+        self.codec_seconds += other.codec_seconds

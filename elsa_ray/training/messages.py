@@ -64,12 +64,13 @@ class CohortMessenger:
         come back.
         """
         values_CBSD = values_NSD.detach().reshape(len(sizes), -1, *values_NSD.shape[1:])
-        return [
-            self._encode_member(role, step, position, values_CBSD[position, :batch, :length], lengths_CB[position])
-            if batch
-            else None
-            for position, (batch, length) in enumerate(sizes)
-        ]
+        with self._meter.coding():
+            return [
+                self._encode_member(role, step, position, values_CBSD[position, :batch, :length], lengths_CB[position])
+                if batch
+                else None
+                for position, (batch, length) in enumerate(sizes)
+            ]
 
     def _encode_member(
         self, role: Role, step: int, position: int, own_BSD: Tensor, lengths_B: Tensor
@@ -100,10 +101,11 @@ class CohortMessenger:
         Returns:
             values_NSD, the texts' lengths_CB (zeros but for activation_up), and each member's (B_c, S_c).
         """
-        decoded = [
-            None if message is None else self._decode_member(role, step, position, message)
-            for position, message in enumerate(payloads)
-        ]
+        with self._meter.coding():
+            decoded = [
+                None if message is None else self._decode_member(role, step, position, message)
+                for position, message in enumerate(payloads)
+            ]
         present = [item[0] for item in decoded if item is not None]
         batch, length = max(len(item) for item in present), max(item.shape[1] for item in present)
         values_CBSD = torch.zeros(len(payloads), batch, length, present[0].shape[-1], dtype=dtype)
