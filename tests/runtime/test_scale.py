@@ -41,7 +41,7 @@ def test_a_thousand_edges_with_few_sampled_clients_each_fill_their_cohorts() -> 
         {"participation": 0.01, "split": "auto"},
         task={"dataset": {"sizes": 8}, "model": "tiny", "max_length": 16},
         runtime={"executor": "none"},
-        world={"clients": {"device": {"phone": 0.5, "laptop": 0.5}}},
+        world={"clients": {"device": {"mix": {"phone": 0.5, "laptop": 0.5}}}},
     )
     state = prepared.protocol.start(None)
     plan = prepared.protocol.plan(state, prepared.world.start())
@@ -67,7 +67,13 @@ def trained(prepared: Prepared, count: int, *, looks: list[int], at_each: Any) -
 
 
 def test_memory_is_flat_and_a_client_at_rest_is_small() -> None:
-    prepared = prepared_with(12, 2, {"rounds": 100, "trust": {}}, numerics={"precision": "fp32", "cohort": 4})
+    prepared = prepared_with(
+        12,
+        2,
+        {"rounds": 100, "trust": {}},
+        task={**TASK, "probes": {"kind": "generated", "count": 4}},
+        numerics={"precision": "fp32", "device": "cpu", "cohort": 4},
+    )
     tensor_bytes: list[int] = []
     other_bytes: list[int] = []
 
