@@ -1,5 +1,6 @@
 """The same config means the same numbers, wherever and by however many workers it is computed."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -86,7 +87,8 @@ def test_ray_gives_the_bits_and_the_state_of_inline_with_everything_on(topic_dat
     assert_same_run(by_ray, inline)
     for ours, theirs in zip(by_ray.rounds, inline.rounds, strict=True):
         assert same(ours.state, theirs.state)
-        assert same(ours.results, theirs.results)
+        # All but what the host's own clock says.
+        assert same(replace(ours.results, wall_seconds={}), replace(theirs.results, wall_seconds={}))
         assert same(ours.report, theirs.report)
     last = inline.rounds[-1].state
     assert any(each.report.moved for each in inline.rounds) and len(set(last.splits)) > 1
