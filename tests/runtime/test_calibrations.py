@@ -47,6 +47,19 @@ def same(first: Memory, second: Memory) -> bool:
     return all(alike and all(torch.equal(*pair) for pair in tensors) for alike, tensors in pairs)
 
 
+def watch_calibrations(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[int, frozenset[Maker]], list[Tensor]]:
+    """Return what will have the rows of each calibration, by client and makers."""
+    made: dict[tuple[int, frozenset[Maker]], list[Tensor]] = {}
+    real = CodecChain.calibrate
+
+    def watched(self: CodecChain, x_TD: Tensor, context: CodecContext, *arguments: Any) -> Memory:
+        made.setdefault((context.client, arguments[-1]), []).append(x_TD.clone())
+        return real(self, x_TD, context, *arguments)
+
+    monkeypatch.setattr(CodecChain, "calibrate", watched)
+    return made
+
+
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda own: str(own["kind"]))
 def test_with_the_key_at_the_edge_training_is_what_it_is_without(
     dataset: dict[str, str], optimizer: dict[str, Any]
@@ -117,14 +130,7 @@ def test_an_edge_that_shall_not_have_the_key_never_gets_it_at_any_time(
 def test_a_basis_is_made_of_the_real_tokens_of_the_first_batch(
     dataset: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made: dict[tuple[int, frozenset[Maker]], list[Tensor]] = {}
-    real = CodecChain.calibrate
-
-    def watched(self: CodecChain, x_TD: Tensor, context: CodecContext, *arguments: Any) -> Memory:
-        made.setdefault((context.client, arguments[-1]), []).append(x_TD.clone())
-        return real(self, x_TD, context, *arguments)
-
-    monkeypatch.setattr(CodecChain, "calibrate", watched)
+    made = watch_calibrations(monkeypatch)
     config = run_config(dataset, protocol=protocol(SSOP, SUBSPACE, local_steps=2))
     with Stepwise(config) as run:
         run.round()
@@ -152,14 +158,7 @@ def test_a_basis_may_be_made_of_texts_set_apart_for_it(
     dataset: dict[str, str], monkeypatch: pytest.MonkeyPatch, num_texts: int
 ) -> None:
     """They pass once, without learning; the plan has just the forward computations and states that this takes."""
-    made: dict[tuple[int, frozenset[Maker]], list[Tensor]] = {}
-    real = CodecChain.calibrate
-
-    def watched(self: CodecChain, x_TD: Tensor, context: CodecContext, *arguments: Any) -> Memory:
-        made.setdefault((context.client, arguments[-1]), []).append(x_TD.clone())
-        return real(self, x_TD, context, *arguments)
-
-    monkeypatch.setattr(CodecChain, "calibrate", watched)
+    made = watch_calibrations(monkeypatch)
     codec = {"activation": [SSOP, SUBSPACE], "gradient": [SSOP, SUBSPACE], "calibration_texts": num_texts}
     with Stepwise(run_config(dataset, protocol={"codec": codec, "rounds": 9, "local_steps": 2})) as run:
         finished = run.round()
