@@ -42,7 +42,7 @@ REFUSED_BY_THE_CONFIG: Rows = [
     ({"protocol": {"stop": {"bytes": 3}}}, ["protocol.stop.bytes: found an unknown key", "did you mean num_bytes?"]),
     (
         {"protocol": {"name": "fedavg", "split": {"front": 1}}},
-        ["protocol.split: found an unknown key; allowed: batch_size, codec,"],
+        ["protocol.split: found an unknown key; allowed: batch_size, client_failure, codec,"],
     ),
     ({"protocol": {"name": "fedavg", "edge_rounds": 2}}, ["protocol.edge_rounds: found an unknown key", "rounds, "]),
     (
