@@ -48,7 +48,7 @@ def assert_same_run(first: Finished, second: Finished) -> None:
         assert (a.report.score is None) == (b.report.score is None)
         if a.report.score is not None:
             assert a.report.score.loss == b.report.score.loss
-        assert np.array_equal(a.report.score.confusion, b.report.score.confusion)
+            assert np.array_equal(a.report.score.confusion, b.report.score.confusion)
         assert a.results.encoded_bytes == b.results.encoded_bytes
 
 
