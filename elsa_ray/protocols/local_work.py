@@ -130,6 +130,15 @@ def calibration_texts(
     return CalibrationTexts(batch_W, length_W, states_W if chains.edge_calibrates else np.zeros_like(batch_W))
 
 
+def planned_calibration_states(setting: Setting, key: WorkKey) -> int:
+    """Return the size of the states that one work item sends up for calibrations; 0 where none are sent."""
+    if setting.chains.calibration_texts is None:
+        return 0
+    clients = np.array([key.client], np.int64)
+    texts = calibration_texts(setting, round_index=key.round_index, edge_round=key.edge_round, clients=clients)
+    return int(texts.num_bytes_W[0])
+
+
 def calibration_sizes(setting: Setting) -> tuple[CalibrationSizes, CalibrationSizes]:
     """Return role and size of each calibration that a client sends at the first cut, and its edge at the second."""
     chain, width = setting.chains.activation, setting.shape.hidden_size

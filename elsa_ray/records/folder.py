@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -23,6 +22,7 @@ from elsa_ray.config.load import dump_config
 from elsa_ray.protocols.setting import Setting
 from elsa_ray.records.json_text import json_text, write_whole
 from elsa_ray.records.line import round_line
+from elsa_ray.records.lock import locked
 from elsa_ray.records.parts import read_part, write_part
 from elsa_ray.records.round import Round
 from elsa_ray.records.tables import (
@@ -201,11 +201,7 @@ def kept_for_one(path: Path) -> Iterator[None]:
         InputError: one is at work there.
     """
     (path / _LOCK).parent.mkdir(exist_ok=True)
-    with (path / _LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(str(path), "a run that is still at work", "one that was interrupted") from None
+    with locked(path / _LOCK, InputError(str(path), "a run that is still at work", "one that was interrupted")):
         yield
 
 

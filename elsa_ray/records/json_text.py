@@ -1,4 +1,4 @@
-"""JSON that every reader accepts: no NaN, no infinity; and a file that is either whole or not there."""
+"""JSON that every reader accepts: no NaN, no infinity; and files that are either whole or not there."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import errno
 import json
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 
 def json_text(value: Any, *, indent: int | None = None) -> str:
@@ -21,11 +23,22 @@ def write_whole(path: Path, content: str | bytes) -> None:
     Raises:
         OSError: the folder cannot be written to, or there is a folder at ``path``.
     """
+    with written_whole(path) as stream:
+        stream.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[BinaryIO]:
+    """Give a stream whose content is the file's once the block has ended well; before, it is what it was.
+
+    Raises:
+        OSError: as ``write_whole``.
+    """
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     temporary = path.with_name(f".{path.name}.part")
     with temporary.open("wb") as stream:
-        stream.write(content.encode() if isinstance(content, str) else content)
+        yield stream
         stream.flush()
         os.fsync(stream.fileno())
     temporary.replace(path)

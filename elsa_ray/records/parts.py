@@ -6,11 +6,12 @@ table after the other.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
+
+from elsa_ray.records.json_text import written_whole
 
 
 def write_part(path: Path, tables: Sequence[pa.Table]) -> None:
@@ -19,15 +20,11 @@ def write_part(path: Path, tables: Sequence[pa.Table]) -> None:
     Raises:
         OSError: the folder cannot be written to.
     """
-    temporary = path.with_name(f".{path.name}.part")
     options = pa.ipc.IpcWriteOptions(compression="lz4")
-    with temporary.open("wb") as stream:
+    with written_whole(path) as stream:
         for table in tables:
             with pa.ipc.new_stream(stream, table.schema, options=options) as writer:
                 writer.write_table(table)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
 
 
 def read_part(path: Path, num_tables: int) -> list[pa.Table]:

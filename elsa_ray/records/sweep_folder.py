@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from elsa_ray.config.load import config_sha256, dump_config
 from elsa_ray.config.sweep import Cell, Grid
 from elsa_ray.records.folder import SUMMARY
 from elsa_ray.records.json_text import json_text, write_whole
+from elsa_ray.records.lock import locked
 from elsa_ray.records.reading import EARLY_ENDS, RunRecord, read_run
 from elsa_ray.records.sweep_charts import sweep_plots
 from elsa_ray.records.sweep_table import (
@@ -51,18 +51,16 @@ class SweepFolder:
             InputError: another sweep is at work there, or the folder is not a sweep's, or cannot be written to.
         """
         self.check()
-        try:
-            self._cells.mkdir(parents=True, exist_ok=True)
-            lock = (self.path / _LOCK).open("w")
-        except OSError as error:
-            raise InputError("--out", f"{self.path} ({error.strerror})", "a folder that can be written to") from error
-        with lock:
+        found = f"{self.path}, where a sweep, or a run of one, is at work"
+        taken = InputError("--out", found, "a folder of its own, or this one later")
+        with ExitStack() as stack:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                found = f"{self.path}, where a sweep, or a run of one, is at work"
-                raise InputError("--out", found, "a folder of its own, or this one later") from None
-            yield lock.fileno()
+                self._cells.mkdir(parents=True, exist_ok=True)
+                number = stack.enter_context(locked(self.path / _LOCK, taken))
+            except OSError as error:
+                allowed = "a folder that can be written to"
+                raise InputError("--out", f"{self.path} ({error.strerror})", allowed) from error
+            yield number
 
     def check(self) -> None:
         """Refuse a folder that holds something else.

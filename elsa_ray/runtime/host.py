@@ -258,7 +258,7 @@ class ModelHost:
         active = [wholes[member.key] for member in members]
         for member, whole, answers in zip(members, active, self._answers(active), strict=True):
             before = self._answers_of_version(member.version) if compares_changes else None
-            update_norm = distance(whole, self._versions[member.version])
+            update_norm = distance(whole, self._versions[member.version]) if inquiry.trust is not None else None
             evidence[member.key] = evidence_of(answers, recipe, before, update_norm)
         return evidence
 

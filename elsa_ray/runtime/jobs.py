@@ -21,7 +21,7 @@ from elsa_ray.protocols.local_work import (
     FP32_BYTES,
     adapter_bytes,
     calibration_sizes,
-    calibration_texts,
+    planned_calibration_states,
     planned_step_bytes,
     upload_bytes,
 )
@@ -338,18 +338,10 @@ def _members(setting: Setting, timeline: Timeline, gathers: Sequence[GatherJob])
                 planned_adapter_bytes=adapter_sizes(split),
                 calibrates=bool(work.calibrates[row]),
                 planned_calibrations=calibrations,
-                planned_calibration_states=_calibration_states(setting, key) if work.calibrates[row] else 0,
+                planned_calibration_states=planned_calibration_states(setting, key) if work.calibrates[row] else 0,
             )
             members[key] = (member, split)
     return members
-
-
-def _calibration_states(setting: Setting, key: WorkKey) -> int:
-    if setting.chains.calibration_texts is None:
-        return 0
-    clients = np.array([key.client], np.int64)
-    texts = calibration_texts(setting, round_index=key.round_index, edge_round=key.edge_round, clients=clients)
-    return int(texts.num_bytes_W[0])
 
 
 def _kept_versions(setting: Setting, timeline: Timeline) -> dict[str, set[VersionKey]]:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from elsa_ray.world.plan import Activities, ActivityKind
+from elsa_ray.world.ways import codes_of, nodes_of
 
 
 class Path(Protocol):
@@ -56,14 +57,13 @@ class Paths:
     def __init__(self, activities: Activities, find_path: Callable[[int, int], Path]) -> None:
         is_sent = (activities.kind == ActivityKind.TRANSFER) & (activities.source != activities.target)
         sent = np.flatnonzero(is_sent)
-        codes = (activities.source[sent].astype(np.int64) << 32) | activities.target[sent]
-        codes, pair = np.unique(codes, return_inverse=True)
+        codes, pair = np.unique(codes_of(activities.source[sent], activities.target[sent]), return_inverse=True)
         self.pair = np.full(len(activities), -1, np.int32)
         self.pair[sent] = pair
         latency_seconds, weight, bound, first = array("d"), array("d"), array("d"), array("i", [0])
         capacity, coefficient = array("i"), array("d")
         for code in codes.tolist():
-            path = find_path(code >> 32, code & 0xFFFFFFFF)
+            path = find_path(*nodes_of(code))
             latency_seconds.append(path.latency_seconds)
             weight.append(path.weight)
             bound.append(path.bound_bytes_per_second)

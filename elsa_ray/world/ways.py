@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from elsa_ray.world.plan import Floats, Ints
 
@@ -27,6 +28,16 @@ class IdlePath(Protocol):
     @property
     def bottleneck_bytes_per_second(self) -> float:
         """The rate of a transfer that shares with nobody."""
+
+
+def codes_of(source_T: npt.NDArray[np.signedinteger], target_T: npt.NDArray[np.signedinteger]) -> Ints:
+    """Return one number for each pair of nodes [T]: the source's index * 2^32 + the target's."""
+    return (source_T.astype(np.int64) << 32) | target_T
+
+
+def nodes_of(code: int) -> tuple[int, int]:
+    """Return source and target of a pair's number."""
+    return code >> 32, code & 0xFFFFFFFF
 
 
 class Ways:
@@ -48,7 +59,7 @@ class Ways:
 
     @property
     def codes(self) -> tuple[int, ...]:
-        """The known pairs in the order of their numbers, each the source's index * 2^32 + the target's.
+        """The known pairs in the order of their numbers, each as ``codes_of`` has it.
 
         Sums over links are taken in this order, so whoever goes on after an interruption must have it.
         """
@@ -56,7 +67,7 @@ class Ways:
 
     def pairs(self, source_T: Ints, target_T: Ints) -> Ints:
         """Return for each transfer the number of its pair, an index into what the other methods return."""
-        codes_P, inverse_T = np.unique((source_T.astype(np.int64) << 32) | target_T, return_inverse=True)
+        codes_P, inverse_T = np.unique(codes_of(source_T, target_T), return_inverse=True)
         known = self._pair_of_code
         for code in codes_P.tolist():
             if code not in known:
@@ -78,7 +89,7 @@ class Ways:
         return np.repeat(np.arange(len(counts)), counts), np.array(flat, np.int64)
 
     def _add(self, code: int) -> None:
-        path = self._find_path(code >> 32, code & 0xFFFFFFFF)
+        path = self._find_path(*nodes_of(code))
         self._pair_of_code[code] = len(self._latency)
         self._latency.append(path.latency_seconds if path is not None else 0.0)
         self._rate.append(path.bottleneck_bytes_per_second if path is not None else np.inf)

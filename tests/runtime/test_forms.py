@@ -21,7 +21,7 @@ from torch import Tensor
 from elsa_ray.protocols.elsa import ElsaState
 from elsa_ray.protocols.protocol import ProtocolState
 from elsa_ray.runtime.checkpoints import Checkpoint
-from elsa_ray.runtime.forms import TensorBox, UnknownTypeError, WrongDataError, form_of
+from elsa_ray.runtime.forms import Form, TensorBox, UnknownTypeError, WrongDataError, form_of
 from elsa_ray.world.timeline import WorldState
 from tests.runtime.runs import same
 
@@ -149,7 +149,7 @@ def test_names_never_meet() -> None:
 
 def test_the_states_of_a_run_have_a_form() -> None:
     for state in (Checkpoint, ElsaState, ProtocolState, WorldState):
-        form_of(state)
+        assert isinstance(form_of(state), Form), "and no UnknownTypeError, which names the field"
 
 
 @dataclass(frozen=True)
