@@ -158,7 +158,7 @@ class _RayWorkers(Workers):
         self.placement = placement
         self.facts: dict[str, WorkerFacts] = {}
         self.metrics = RunMetrics(config.name)
-        self.metrics.workers(Counter("pools" if own.name.startswith("pool-") else own.kind for own in placement.actors))
+        self.metrics.workers(Counter(_kind_name(own) for own in placement.actors))
         self.watch = Watch(status)
         self._device_of_client = [device.name for device in setting.fleet.clients]
         self._status = status
@@ -235,8 +235,7 @@ class _RayWorkers(Workers):
         """Return the actors' numeric fingerprints by kind."""
         by_kind: dict[str, list[NumericFingerprint]] = {}
         for placed in self.placement.actors:
-            kind = "pools" if placed.name.startswith("pool-") else placed.kind
-            by_kind.setdefault(kind, []).append(self.facts[placed.name].fingerprint)
+            by_kind.setdefault(_kind_name(placed), []).append(self.facts[placed.name].fingerprint)
         return by_kind
 
     def new_differences(self) -> list[str]:
@@ -385,6 +384,11 @@ class _RayWorkers(Workers):
                 raise WaitTimeoutError(
                     f"waited {timeout_seconds:g} s for room for {names}; free in the cluster: {room}"
                 )
+
+
+def _kind_name(placed: PlacedActor) -> str:
+    """Return what a worker counts as where pools of all devices are one kind."""
+    return "pools" if placed.name.startswith("pool-") else placed.kind
 
 
 def _limits_gpu_memory(setting: Setting) -> bool:
