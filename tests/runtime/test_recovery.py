@@ -145,9 +145,10 @@ def test_a_value_that_got_lost_is_put_again(ray_cluster: None) -> None:
     kept = shared.reference
     shared.renew()
     assert shared.reference is kept
-    (shared._reference,) = ray.get(owner.put.remote())
+    (lost,) = ray.get(owner.put.remote())
+    shared._reference = lost
     ray.kill(owner)
     deadline = time.monotonic() + 60  # Ray notices the death a little later
-    while isinstance(ray.get(shared.reference), np.ndarray) and time.monotonic() < deadline:
+    while time.monotonic() < deadline and shared._reference is lost:
         shared.renew()
     assert ray.get(shared.reference) == "made"
