@@ -26,6 +26,7 @@ from elsa_ray.records.log import logged_to
 from elsa_ray.records.progress import RunProgress, print_start, print_summary
 from elsa_ray.records.reading import EARLY_ENDS, read_run
 from elsa_ray.records.report import write_report
+from elsa_ray.records.round import Round
 from elsa_ray.records.summary import make_summary
 from elsa_ray.runtime.checkpoints import (
     Checkpoint,
@@ -39,7 +40,7 @@ from elsa_ray.runtime.fingerprint import NumericFingerprint, describe_workers, d
 from elsa_ray.runtime.forms import WrongDataError
 from elsa_ray.runtime.hardware import describe_hardware
 from elsa_ray.runtime.provenance import Provenance, check_same_data, check_unchanged, provenance_of
-from elsa_ray.signals import sigterm_kept
+from elsa_ray.signals import sigterm_kept, uninterrupted
 
 _LOGGER = logging.getLogger("elsa_ray")
 
@@ -255,11 +256,9 @@ class _Recorder:
             else:
                 world_state = self._before.world
             for finished in rounds(self._prepared, self._state, executor, world_state):
-                self._folder.write_round(finished, self._prepared.setting)
+                with uninterrupted():
+                    self._write(finished)
                 executor.observe(finished.report, finished.results, finished.wall_seconds)
-                self._state = finished.state
-                records = self._folder.state()
-                self._checkpoints.write(Checkpoint(finished.state, finished.world_state, records, self._wall_seconds()))
                 progress.round(finished)
                 _LOGGER.info("round %d of %s is finished", finished.state.round_index, self._prepared.config.name)
             self._worker_memory_bytes = executor.peak_memory_bytes()
@@ -274,6 +273,13 @@ class _Recorder:
         if checkpoint_numbers(self._folder.path):
             text = f"to go on: elsa-ray run --resume {shlex.quote(str(self._folder.path))}"
             self._console.print(text, soft_wrap=True, markup=False, highlight=False)
+
+    def _write(self, finished: Round) -> None:
+        """Record a round, and write the checkpoint after it."""
+        self._folder.write_round(finished, self._prepared.setting)
+        self._state = finished.state
+        records = self._folder.state()
+        self._checkpoints.write(Checkpoint(finished.state, finished.world_state, records, self._wall_seconds()))
 
     def _wall_seconds(self) -> float:
         """Return the host's time for the run so far, that of the parts before an interruption included."""

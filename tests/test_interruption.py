@@ -13,6 +13,8 @@ import pyarrow.parquet
 import pytest
 import yaml
 
+from elsa_ray.signals import terminable, uninterrupted
+
 
 def start_long_run(folder: Path, executor: str) -> subprocess.Popen:
     rows = [{"text": f"{label} {i} and more words", "label": label} for label in ("red", "blue") for i in range(40)]
@@ -45,6 +47,19 @@ def wait_for_rounds(folder: Path, count: int, process: subprocess.Popen) -> None
         time.sleep(0.05)
     process.kill()
     pytest.fail("the run did not finish its first rounds in time")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_is_written_together_is_not_broken_off(number: int) -> None:
+    written = []
+    with pytest.raises(KeyboardInterrupt), terminable() as termination, uninterrupted():
+        written.append("line")
+        signal.raise_signal(number)
+        signal.raise_signal(number)
+        written.append("checkpoint")
+    assert written == ["line", "checkpoint"]
+    assert termination.came == (number == signal.SIGTERM)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, "as before"
 
 
 @pytest.mark.timeout(600)  # more than all waits together, so that a failure says which one it was
