@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -49,8 +50,16 @@ def wait_for_rounds(folder: Path, count: int, process: subprocess.Popen) -> None
     pytest.fail("the run did not finish its first rounds in time")
 
 
+@pytest.fixture
+def ctrl_c_heard() -> Iterator[None]:
+    """Tests that were started in the background may be deaf to it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_what_is_written_together_is_not_broken_off(number: int) -> None:
+def test_what_is_written_together_is_not_broken_off(number: int, ctrl_c_heard: None) -> None:
     written = []
     with pytest.raises(KeyboardInterrupt), terminable() as termination, uninterrupted():
         written.append("line")
