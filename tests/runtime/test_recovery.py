@@ -70,16 +70,19 @@ def test_pool_edge_and_cloud_die_and_no_bit_changes(
 
 
 @pytest.mark.parametrize(
-    ("incident", "message"),
+    ("incident", "runtime", "message"),
     [
         (
             {"client": 1, "step": 1},
+            {},
             r"^cohort edge-group-0/0/0 \(round 0, client 0, 1\): the worker that trained it died 2 times in a row "
             r"\(runtime\.retries: 1\); the last time: pool-[01] to train .*ActorDiedError.*; if its node ran out of "
             r"memory, lower numerics\.cohort",
         ),
         (
             {"client": 3, "role": "gradient_down"},
+            # One cohort at a time: else the death may be noticed first by a call for another one.
+            {"pools": 1, "in_flight": 1},
             r"^round 0 was given up after 2 attempts \(runtime\.retries: 1\); lost: edge-group-0 2 times; the last "
             r"time: edge-group-0 to answer .* of cohort edge-group-0/0/\d: ActorDiedError.*; finished rounds",
         ),
@@ -87,10 +90,10 @@ def test_pool_edge_and_cloud_die_and_no_bit_changes(
     ids=["pool", "edge"],
 )
 def test_who_dies_again_and_again_ends_the_run_and_is_named(
-    incident: dict[str, Any], message: str, topic_data: Path, ray_cluster: None
+    incident: dict[str, Any], runtime: dict[str, Any], message: str, topic_data: Path, ray_cluster: None
 ) -> None:
     config = config_of(topic_data, {"what": "die", **incident}, rounds=1)
-    config = config.model_copy(update={"runtime": config.runtime.model_copy(update={"retries": 1})})
+    config = config.model_copy(update={"runtime": config.runtime.model_copy(update={"retries": 1, **runtime})})
     with pytest.raises(WorkerError, match=message):
         execute(config, "ray")
 
