@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -34,9 +33,3 @@ def weighted_mean(adapter_sets: Sequence[Adapters], weights: Sequence[float]) ->
 def is_finite(adapters: Adapters) -> bool:
     """Tell whether all numbers are finite."""
     return all(bool(torch.isfinite(tensor).all()) for tensor in adapters.values())
-
-
-def distance(first: Adapters, second: Adapters) -> float:
-    """Return the Euclidean norm of the difference of two sets of the same tensors; NaN where one is not finite."""
-    squares = [float((first[name].double() - second[name].double()).square().sum()) for name in second]
-    return math.sqrt(math.fsum(squares))

@@ -26,6 +26,7 @@ __all__ = [
     "Judgement",
     "TrustEvent",
     "TrustState",
+    "UpdateFigures",
     "agreement_of_answers",
     "agreement_of_states",
     "judge",
@@ -83,6 +84,18 @@ class TrustState:
         return not self.is_excluded(round_index) and round_index < self.probation_until_round
 
 
+class UpdateFigures(NamedTuple):
+    """What an edge that verifies has found of the updates themselves, whatever the models answer.
+
+    Attributes:
+        sizes_N: their norms; one that is not finite is not compared.
+        cosines_VN: with the others' update, in each of V views (``updates.cosines_with_others``).
+    """
+
+    sizes_N: Floats
+    cosines_VN: tuple[Floats, ...]
+
+
 @dataclass(frozen=True, eq=False)
 class Judgement:
     """The outcome of a round for one cluster, in the order of its clients.
@@ -111,7 +124,7 @@ def judge(
     states: Sequence[TrustState],
     round_index: int,
     config: TrustConfig,
-    sizes_N: Floats | None = None,
+    updates: UpdateFigures | None = None,
 ) -> Judgement:
     """Judge the members of one cluster that are present, by their agreement in this round.
 
@@ -124,7 +137,7 @@ def judge(
         states: their standings so far, in the order of ``clients_N``.
         round_index: the global round.
         config: the ``trust`` section.
-        sizes_N: of each client's update, the norm; one that is not finite is not compared. None where nobody knows.
+        updates: figures of each client's update; None where nobody has looked at it.
     """
     agreement_N = np.where(np.isfinite(agreement_N), agreement_N, 0.0)
     events: list[list[TrustEvent]] = [[] for _ in states]
@@ -137,8 +150,9 @@ def judge(
         standing.append(replace(state, score=score))
 
     excluded_N = np.array([state.is_excluded(round_index) for state in standing], bool)
-    of_size = {} if sizes_N is None else _charges_of_size(sizes_N, excluded_N, config)
-    charges = _charges(agreement_N, standing, excluded_N, config) | of_size
+    of_size = {} if updates is None else _charges_of_size(updates.sizes_N, excluded_N, config)
+    of_direction = {} if updates is None else _charges_of_direction(updates.cosines_VN, excluded_N, config)
+    charges = _charges(agreement_N, standing, excluded_N, config) | of_direction | of_size
     for n in _kept(standing, excluded_N, charges, of_size):
         reason = charges.pop(n, f"excluded until round {standing[n].excluded_until_round}")
         events[n].append(TrustEvent(int(clients_N[n]), Decision.KEPT, reason))
@@ -179,9 +193,22 @@ def _charges(
     for n in jury.tolist():
         if standing[n].score < config.threshold:
             charges[n] = f"score {standing[n].score:.3f} < {config.threshold:g}"
-        elif agreement_N[n] < least:
+        elif agreement_N[n] < least and not config.compares_updates:
             charges[n] = f"agreement {agreement_N[n]:.3f} < {least:.3f} (median {median:.3f}, MAD {mad:.3f})"
     return charges
+
+
+def _charges_of_direction(cosines_VN: Sequence[Floats], excluded_N: Bools, config: TrustConfig) -> dict[int, str]:
+    """Return why which positions are to be excluded for updates that point against the others'."""
+    jury = np.flatnonzero(~excluded_N)
+    if len(jury) < LEAST_JURY or not cosines_VN:
+        return {}
+    cosine_N = np.mean(cosines_VN, axis=0)
+    return {
+        n: f"update against the others': cosine {cosine_N[n]:.3f} < {-config.opposed:g}"
+        for n in jury.tolist()
+        if cosine_N[n] < -config.opposed
+    }
 
 
 def _charges_of_size(sizes_N: Floats, excluded_N: Bools, config: TrustConfig) -> dict[int, str]:

@@ -45,15 +45,18 @@ class TrustConfig(Section):
 
     evidence: Literal["verified", "reported"] = "verified"
     """``verified``: computed from the adapters that a client sent; ``reported``: what the client says it answered."""
-    compare: Literal["auto", "changes", "answers"] = "auto"
-    """``answers``: models by what they answer (the card); ``changes``: by how training has changed that (ours), for
-    verified evidence alone. ``auto``: changes where evidence is verified."""
+    compare: Literal["auto", "updates", "answers"] = "auto"
+    """``answers``: models by what they answer (the card); ``updates``: above all by what training has changed (ours),
+    for verified evidence alone. ``auto``: updates where evidence is verified."""
     smoothing: float = Field(default=0.7, ge=0, lt=1)
     """Part of the old score in the new one."""
     threshold: Share = 0.3
     """A client whose score is below is excluded."""
     mad: float = Field(default=3.0, gt=0)
-    """So many robust standard deviations (1.4826 MAD) below its cluster's median agreement, a client is excluded."""
+    """So many robust standard deviations (1.4826 MAD) below its cluster's median agreement, a client is excluded; where
+    answers are compared."""
+    opposed: Share = 0.1
+    """A client whose update has a cosine below minus this with the others' is excluded; for verified evidence alone."""
     max_size: float = Field(default=5.0, gt=1)
     """A client whose update is so many times its cluster's median one is excluded; for verified evidence alone."""
     exclusion_rounds: PositiveInt = 5
@@ -64,12 +67,12 @@ class TrustConfig(Section):
     """Factor of the weight during probation."""
 
     @model_validator(mode="after")
-    def _changes_are_verified(self) -> Self:
-        if self.compare == "changes" and self.evidence == "reported":
-            raise ValueError("compare: changes with evidence: verified only")
+    def _updates_are_verified(self) -> Self:
+        if self.compare == "updates" and self.evidence == "reported":
+            raise ValueError("compare: updates with evidence: verified only")
         return self
 
     @property
-    def compares_changes(self) -> bool:
-        """Whether models are compared by how training has changed their answers."""
+    def compares_updates(self) -> bool:
+        """Whether models are compared above all by what training has changed."""
         return self.evidence == "verified" and self.compare != "answers"

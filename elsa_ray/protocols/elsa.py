@@ -344,7 +344,7 @@ class _RoundPlan:
             **self._adapter_sizes(members, upload_bytes),
             **ends,
         )
-        return self._probes.verify(members, up, opener_W) if self._probes is not None else up
+        return self._probes.verify(members, up) if self._probes is not None else up
 
     def _adapter_sizes(
         self, members: Members, size: Callable[[Setting, tuple[AdapterTensor, ...]], tuple[int, int]]

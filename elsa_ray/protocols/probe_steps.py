@@ -85,38 +85,26 @@ class ProbeSteps:
             after=last,
         )
 
-    def verify(self, members: Members, uploads: Ints, opener_W: Ints) -> Ints:
+    def verify(self, members: Members, uploads: Ints) -> Ints:
         """Let edges run the probes through what was uploaded, where they do; returns the rows that their gathers take.
-
-        Where changes are compared, an edge runs them through the model that its members start from as well.
 
         Args:
             members: who was trained.
             uploads: their uploads' rows [W].
-            opener_W: for each member the row with which its edge has that model.
         """
         if self._inquiry.clients_report or not len(uploads):
             return uploads
-        flops = self._whole_flops()
         edges, first_W, edge_W = np.unique(members.groups, return_index=True, return_inverse=True)
-        nodes = members.edges[first_W]
-        compares = self._inquiry.trust is not None and self._inquiry.trust.compares_changes
-        if compares:
-            starts = self._builder.computations(
-                node=nodes, client=-1, label=Stage.PROBING, flops=flops, after=opener_W[first_W], group=edges
-            )
-            self._builder.depend(starts, self.send_sets(nodes, edges))
         checked = self._builder.computations(
             node=members.edges,
             client=members.clients,
             label=Stage.PROBING,
-            flops=flops,
+            flops=self._whole_flops(),
             work=members.items,
             group=members.groups,
             after=uploads,
         )
-        before = starts if compares else self.send_sets(nodes, edges)
-        self._builder.depend(checked, before[edge_W])
+        self._builder.depend(checked, self.send_sets(members.edges[first_W], edges)[edge_W])
         return checked
 
     def tell_cloud(self, edges: Ints, num_clients: Ints, after: Ints) -> Ints:

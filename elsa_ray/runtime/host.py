@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from elsa_ray.aggregation.weighted import distance, is_finite, weighted_mean
+from elsa_ray.aggregation.weighted import is_finite, weighted_mean
 from elsa_ray.clustering.trust import TrustEvent, TrustState
 from elsa_ray.codecs.codec import CodecContext
 from elsa_ray.codecs.wire import encode_frozen
@@ -28,6 +28,7 @@ from elsa_ray.training.evidence import (
     judge_members,
     silenced,
     stricter,
+    update_of,
 )
 from elsa_ray.training.failure import naming_clients
 from elsa_ray.training.memory import CutMemory
@@ -96,7 +97,6 @@ class ModelHost:
         self._judged: dict[int, TrustState] = {}
         self._decisions: list[TrustEvent] = []
         self._evidence: dict[WorkKey, Evidence] = {}
-        self._answers_before: dict[VersionKey, ProbeAnswers] = {}
         self._fingerprints: FingerprintRows = {}
         self._cohorts: dict[str, _Training] = {}
         self._results: dict[WorkKey, tuple[Adapters, int]] = {}
@@ -254,12 +254,11 @@ class ModelHost:
                     # A model that is not finite has no say, whatever its client reports.
                     evidence[member.key] = silenced(own) if member.key in failed else own
             return evidence
-        compares_changes = inquiry.trust is not None and inquiry.trust.compares_changes
         active = [wholes[member.key] for member in members]
         for member, whole, answers in zip(members, active, self._answers(active), strict=True):
-            before = self._answers_of_version(member.version) if compares_changes else None
-            update_norm = distance(whole, self._versions[member.version]) if inquiry.trust is not None else None
-            evidence[member.key] = evidence_of(answers, recipe, before, update_norm)
+            received, layout = self._versions[member.version], self._layout
+            update = update_of(received, whole, layout) if inquiry.trust is not None else None
+            evidence[member.key] = evidence_of(answers, recipe, update)
         return evidence
 
     def _answers(self, wholes: Sequence[Adapters]) -> list[ProbeAnswers]:
@@ -268,12 +267,6 @@ class ModelHost:
         assert recipe.inquiry is not None
         stacked = {name: torch.stack([whole[name] for whole in wholes]).to(model.device) for name in wholes[0]}
         return answer_probes(model, stacked, recipe.inquiry.probes, recipe.pad_id)
-
-    def _answers_of_version(self, version: VersionKey) -> ProbeAnswers:
-        """Return what a model that clients start from answers to the probes; each is asked once a round."""
-        if version not in self._answers_before:
-            (self._answers_before[version],) = self._answers([self._versions[version]])
-        return self._answers_before[version]
 
     def _judge(self, round_index: int, arrivals: Sequence[WorkKey]) -> list[float]:
         """Return the factor of each arrival's weight, and remember standings, decisions and fingerprints.

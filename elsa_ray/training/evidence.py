@@ -1,31 +1,34 @@
 """Evidence: what is kept of a model's answers to the probes, for clustering and for trust.
 
 A client that reports its own sends it to its edge; an edge that verifies makes it itself from the adapters submitted.
-Shapes: Q probes, D hidden width, K classes, P numbers of a fingerprint.
+Shapes: N clients, V views, Q probes, D hidden width, K classes, P numbers of a fingerprint, F of an update.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from elsa_ray.clustering.changes import agreement_of_changes, features_of_answers
 from elsa_ray.clustering.fingerprints import fingerprint
 from elsa_ray.clustering.trust import (
     Judgement,
     TrustState,
+    UpdateFigures,
     agreement_of_answers,
     agreement_of_states,
     judge,
 )
+from elsa_ray.clustering.updates import agreement_of_updates, cosines_with_others
 from elsa_ray.codecs.chain import CodecChain
 from elsa_ray.codecs.codec import CodecContext
 from elsa_ray.codecs.wire import HEADER_BYTES, decode_adapters, encode_adapters
 from elsa_ray.config.misbehaviour import Misbehaviour
+from elsa_ray.model.adapters import AdapterLayout, Adapters
 from elsa_ray.training.inquiry import Inquiry
 from elsa_ray.training.misbehaviour import told_answers
 from elsa_ray.training.probing import ProbeAnswers
@@ -39,6 +42,28 @@ Floats = npt.NDArray[np.float64]
 _PLAIN = CodecChain([], "fp32")
 
 
+class Update(NamedTuple):
+    """What a client's training has changed, number by number in the order of the layout.
+
+    Attributes:
+        blocks_F: of the adapters in the blocks.
+        head_F: of the layers behind them, which are trained whole; empty where none is.
+    """
+
+    blocks_F: npt.NDArray[np.float32]
+    head_F: npt.NDArray[np.float32]
+
+
+def update_of(before: Adapters, after: Adapters, layout: AdapterLayout) -> Update:
+    """Return what has been changed of all tensors of a layout."""
+    changed: dict[bool, list[npt.NDArray[np.float32]]] = {False: [], True: []}
+    for tensor in layout.tensors:
+        difference = (after[tensor.name] - before[tensor.name]).float().reshape(-1)
+        changed[tensor.layer is None].append(difference.numpy(force=True))
+    blocks_F, head_F = (np.concatenate([*parts, np.empty(0, np.float32)]) for parts in changed.values())
+    return Update(blocks_F, head_F)
+
+
 @dataclass(frozen=True, eq=False)
 class Evidence:
     """One model's evidence; a field is None where nobody needs it.
@@ -46,20 +71,16 @@ class Evidence:
     Attributes:
         fingerprint_P: for clustering: moments in the common basis, or all states.
         answers_QK: for trust: probabilities of the classes, or, for causal_lm, states (K = D).
-        before_QK: the same of the model that training started from, where changes are compared.
-        update_norm: of all that training has changed, where an edge has looked at it.
+        update: what training has changed, where an edge looks at it.
     """
 
     fingerprint_P: npt.NDArray[np.float32] | None
     answers_QK: npt.NDArray[np.float32] | None
-    before_QK: npt.NDArray[np.float32] | None = None
-    update_norm: float | None = None
+    update: Update | None = None
 
 
-def evidence_of(
-    answers: ProbeAnswers, recipe: Recipe, before: ProbeAnswers | None = None, update_norm: float | None = None
-) -> Evidence:
-    """Return what is kept of a model's answers, of those of the model that it was trained from, and of the update."""
+def evidence_of(answers: ProbeAnswers, recipe: Recipe, update: Update | None = None) -> Evidence:
+    """Return what is kept of a model's answers and of what training has changed."""
     inquiry, row = recipe.inquiry, None
     assert inquiry is not None
     if recipe.frame is not None:
@@ -67,7 +88,7 @@ def evidence_of(
     elif inquiry.clustering is not None:
         row = answers.states_QD.reshape(-1)
     judged = answers.comparable if inquiry.trust is not None else None
-    return Evidence(row, judged, before.comparable if before is not None else None, update_norm)
+    return Evidence(row, judged, update)
 
 
 def told_evidence(spec: Misbehaviour | None, evidence: Evidence, key: WorkKey, recipe: Recipe) -> Evidence:
@@ -128,10 +149,10 @@ def judge_members(
     assert inquiry.trust is not None
     before = [states.get(client, TrustState()) for client in clients]
     scores_N = np.array([0.0 if state.is_excluded(round_index) else state.score for state in before])
-    agreement_N = _agreement(evidence, scores_N, inquiry)
-    sizes = [own.update_norm for own in evidence if own.update_norm is not None]
-    sizes_N = np.array(sizes) if sizes else None
-    return judge(agreement_N, clients, before, round_index, inquiry.trust, sizes_N)
+    updates = [own.update for own in evidence if own.update is not None]
+    figures = _figures(updates, scores_N) if updates else None
+    agreement_N = _agreement(evidence, scores_N, inquiry, figures)
+    return judge(agreement_N, clients, before, round_index, inquiry.trust, figures)
 
 
 def stricter(first: TrustState, second: TrustState) -> TrustState:
@@ -142,16 +163,22 @@ def stricter(first: TrustState, second: TrustState) -> TrustState:
     return max(first, second, key=lambda state: (state.excluded_until_round, -state.score))
 
 
-def _agreement(evidence: Sequence[Evidence], scores_N: Floats, inquiry: Inquiry) -> Floats:
-    after_NQK = np.stack([own.answers_QK for own in evidence if own.answers_QK is not None])
-    before = [own.before_QK for own in evidence if own.before_QK is not None]
-    if before:
-        return agreement_of_changes(_features(np.stack(before), inquiry), _features(after_NQK, inquiry), scores_N)
-    return (agreement_of_answers if inquiry.num_labels else agreement_of_states)(after_NQK, scores_N)
+def _figures(updates: Sequence[Update], scores_N: Floats) -> UpdateFigures:
+    """Return how long updates are, and which way they point: as a whole, and in the head alone.
+
+    The head is new to everybody and says most of what a client has learned, in few of the numbers.
+    """
+    whole_NF = np.stack([np.concatenate(update) for update in updates])
+    head_NF = np.stack([update.head_F for update in updates])
+    views = [cosines_with_others(view_NF, scores_N) for view_NF in (whole_NF, head_NF) if view_NF.shape[1]]
+    return UpdateFigures(np.array([np.linalg.norm(own_F.astype(np.float64)) for own_F in whole_NF]), tuple(views))
 
 
-def _features(models_NQK: npt.NDArray[np.float32], inquiry: Inquiry) -> Floats:
-    """Return what of each model is compared [N, F]: how it tells probes apart, or its states without classes."""
-    if inquiry.num_labels:
-        return features_of_answers(models_NQK)
-    return models_NQK.reshape(len(models_NQK), -1).astype(np.float64)
+def _agreement(
+    evidence: Sequence[Evidence], scores_N: Floats, inquiry: Inquiry, figures: UpdateFigures | None
+) -> Floats:
+    answers_NQK = np.stack([own.answers_QK for own in evidence if own.answers_QK is not None])
+    answers_N = (agreement_of_answers if inquiry.num_labels else agreement_of_states)(answers_NQK, scores_N)
+    if figures is None or inquiry.trust is None or not inquiry.trust.compares_updates:
+        return answers_N
+    return agreement_of_updates(figures.cosines_VN, answers_N)

@@ -13,12 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elsa_ray.clustering.agreement import agreement_of_answers
-from elsa_ray.clustering.trust import Decision, Judgement, TrustState, judge, trust_weight
+from elsa_ray.clustering.trust import Decision, Judgement, TrustState, UpdateFigures, judge, trust_weight
 from elsa_ray.config.clustering import TrustConfig
 
 from .groups import honest_answers, softmax
 
-CONFIG = TrustConfig()
+CONFIG = TrustConfig(compare="answers")
+VERIFIED = TrustConfig()
 NEW = TrustState()
 
 
@@ -66,22 +67,39 @@ def test_where_most_agree_exactly_a_small_difference_is_no_outlier() -> None:
 
 def test_of_those_that_must_stay_updates_far_too_large_are_the_last() -> None:
     agreement, sizes = np.array([0.9, 0.1, 0.1, 0.9, 0.9, 0.9]), np.array([1.0, 1, 1, 1, 9, 9])
-    judgement = judge(agreement, range(6), [NEW] * 6, 0, CONFIG, sizes)
+    judgement = judge(agreement, range(6), [NEW] * 6, 0, CONFIG, UpdateFigures(sizes, ()))
     assert sorted(decisions(judgement)) == [
         (1, "kept: cluster would empty"), (2, "excluded"), (4, "excluded"), (5, "excluded"),
     ]  # fmt: skip
 
 
+def sized(*sizes: float, agreement: float = 0.9) -> list[tuple[int, str]]:
+    figures = UpdateFigures(np.array(sizes), ())
+    agreement_N = np.where(np.isfinite(sizes), agreement, np.nan)
+    judgement = judge(agreement_N, range(len(sizes)), [NEW] * len(sizes), 0, CONFIG, figures)
+    return [(event.client, event.reason) for event in judgement.events]
+
+
 def test_an_update_many_times_the_median_one_is_excluded_whatever_its_direction() -> None:
-    agreement, sizes = np.full(5, 0.9), np.array([1.0, 2.0, 1.5, 7.4, 7.6])
-    (event,) = judge(agreement, range(5), [NEW] * 5, 0, CONFIG, np.array([1.0, 1.5, 1.2, 7.4, 7.6])).events
-    assert (event.client, event.decision) == (4, Decision.EXCLUDED)
-    assert event.reason == "update 7.6 > 7.5 (5 times the median)"
-    assert judge(agreement, range(5), [NEW] * 5, 0, CONFIG, sizes).events == (), "the median is 2"
-    broken = judge(np.array([0.9, 0.9, 0.9, np.nan]), range(4), [NEW] * 4, 0, CONFIG, np.array([1, 1, 1, np.nan]))
-    assert [event.client for event in broken.events] == [3], "for its agreement"
-    nobody_moved = judge(agreement, range(5), [NEW] * 5, 0, CONFIG, np.array([0.0, 0, 0, 0, 1]))
-    assert nobody_moved.events == ()
+    assert sized(1.0, 1.5, 1.2, 7.4, 7.6) == [(4, "update 7.6 > 7.5 (5 times the median)")]
+    assert sized(1.0, 2.0, 1.5, 7.4, 7.6) == [], "the median is 2"
+    assert [client for client, _ in sized(1, 1, 1, math.nan)] == [3], "for its agreement"
+    assert sized(0, 0, 0, 0, 1) == [], "nobody has moved"
+
+
+def test_an_update_against_the_others_is_excluded_at_once_and_a_low_agreement_is_not() -> None:
+    """The direction is the mean of the views; agreements of updates have no outliers, only scores that fall."""
+    views = (np.array([0.5, 0.4, -0.3, -0.3, 0.0]), np.array([0.5, 0.4, 0.08, 0.12, 0.0]))
+    agreement_N = np.array([0.9, 0.9, 0.9, 0.9, 0.2])
+    judgement = judge(agreement_N, range(5), [NEW] * 5, 0, VERIFIED, UpdateFigures(np.ones(5), views))
+    (event,) = judgement.events
+    assert (event.client, event.reason) == (2, "update against the others': cosine -0.110 < -0.1")
+    assert judgement.weights_N.tolist() == pytest.approx([0.97, 0.97, 0.0, 0.97, 0.76])
+    few = judge(agreement_N[1:3], range(2), [NEW] * 2, 0, VERIFIED, UpdateFigures(np.ones(2), (views[0][1:3],)))
+    assert few.events == (), "of two, none can tell who is wrong"
+    out = TrustState(0.5, excluded_until_round=7, probation_until_round=12)
+    again = judge(agreement_N, range(5), [NEW, NEW, out, NEW, NEW], 4, VERIFIED, UpdateFigures(np.ones(5), views))
+    assert again.events == (), "who is out already is not charged again"
 
 
 def test_a_low_score_excludes_even_in_a_cluster_of_wide_spread() -> None:
