@@ -106,7 +106,6 @@ class Towns:
         standings: tuple[float, float],
         others: list[Event],
         work: Callable[[int, float], list[Event]],
-        at_edge: Callable[[float], list[Event]] = lambda opens: [],
     ) -> list[Event]:
         """Put a round together.
 
@@ -115,7 +114,6 @@ class Towns:
             standings: when they are sent to each edge, and arrive.
             others: what is sent besides.
             work: the log of a client whose edge has its model at an instant.
-            at_edge: what each edge does then by itself.
         """
         log, ends = list(others), []
         begin, told = standings
@@ -125,7 +123,7 @@ class Towns:
             closing = self.told_cloud(max(end_of(own) for own in members))
             ends.append(end_of(closing))
             log += [(name_event("control"), begin, told), (name_event("adapter_down"), told, opens)]
-            log += [event for own in members for event in own] + closing + at_edge(opens)
+            log += [event for own in members for event in own] + closing
         return [*log, (name_event("gather"), max(ends), max(ends))]
 
 
@@ -152,14 +150,11 @@ class TestVerified:
         log = towns.hand.split_work(key, begin)
         return [*log, self.probing(towns, key, end_of(log))]
 
-    def probing(self, towns: Towns, key: WorkKey | None, begin: float) -> Event:
+    def probing(self, towns: Towns, key: WorkKey, begin: float) -> Event:
         return name_event("probing", key), begin, begin + towns.whole_flops / EDGE_FLOPS
 
     def test_round_0(self, towns: Towns) -> None:
-        """Standings and probe set begin together and share a trunk evenly; the model follows the standings.
-
-        The edge also runs the probes through the model that it gives to its members, whose changes it compares.
-        """
+        """Standings and probe set begin together and share a trunk evenly; the model follows the standings."""
         assert STANDINGS < towns.probe_set < CORE_LATENCY * TRUNK, "the set is there before the model flows"
         told = CORE_LATENCY + 2 * STANDINGS / TRUNK
         there = CORE_LATENCY + (STANDINGS + towns.probe_set) / TRUNK
@@ -169,7 +164,6 @@ class TestVerified:
             (0.0, told),
             sets,
             work=lambda client, at: self.work(towns, WorkKey(0, 0, client), at),
-            at_edge=lambda opens: [self.probing(towns, None, opens)],
         )
         assert_log(towns.rounds[0], expected)
 
@@ -184,10 +178,7 @@ class TestVerified:
             assert at < arrives, "the model is at the edge before the client knows of it"
             return self.work(towns, WorkKey(1, 0, client), arrives if client in MOVED else at)
 
-        expected = towns.whole_round(
-            NEW_EDGES, (begin, told), own_notices, work, at_edge=lambda opens: [self.probing(towns, None, opens)]
-        )
-        assert_log(towns.rounds[1], expected)
+        assert_log(towns.rounds[1], towns.whole_round(NEW_EDGES, (begin, told), own_notices, work))
 
     def test_the_gather_waits_for_the_probing(self, towns: Towns) -> None:
         for finished in towns.rounds:
