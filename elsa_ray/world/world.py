@@ -77,7 +77,7 @@ class World:
         self._field = Field(
             find_path=find_path,
             capacity_bytes_per_second=network.capacity_bytes_per_second.tolist(),
-            flops_per_second=fleet.flops_per_second(network).tolist(),
+            flops_per_second=fleet.flops_per_second(network),
             slots=[edge_slots if kind == "edge" else 1 for kind in kinds],
             client_nodes=network.clients.tolist(),
             bandwidths=network.bandwidths,
