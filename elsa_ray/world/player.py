@@ -17,7 +17,7 @@ from elsa_ray.network.instants import SAME_INSTANT
 from elsa_ray.network.schedule import CapacitySchedule
 from elsa_ray.network.sharing import FluidSharing
 from elsa_ray.world.calm import Calm, is_calm
-from elsa_ray.world.course import SURELY, Field
+from elsa_ray.world.course import SURELY, Field, Phase
 from elsa_ray.world.disturbances import UNDISTURBED, Disturbances
 from elsa_ray.world.eventful import Eventful
 from elsa_ray.world.faults import capacity_factors
@@ -29,7 +29,7 @@ from elsa_ray.world.rows import merged_activities
 from elsa_ray.world.timeline import Outcome, Timeline, WorldState
 from elsa_ray.world.troubles import Cause
 
-__all__ = ["Field", "initial_state", "play"]
+__all__ = ["Field", "Phase", "initial_state", "play"]
 
 
 def play(
