@@ -43,16 +43,16 @@ class Router:
     def __init__(self, network: Network) -> None:
         """Index the links; nothing is searched yet."""
         self._network = network
-        self._source: list[int] = network.link_source.tolist()
-        self._target: list[int] = network.link_target.tolist()
+        # Arrays, not lists: of millions of links no number is an object.
+        self._source, self._target = (array("i", ends.tobytes()) for ends in (network.link_source, network.link_target))
         self._latency = [round(seconds * FEMTOSECONDS_PER_SECOND) for seconds in network.link_latency_seconds.tolist()]
-        self._capacity: list[int] = network.link_capacity.tolist()
-        self._bandwidth: list[float] = network.capacity_bytes_per_second.tolist()
+        self._capacity = array("i", network.link_capacity.tobytes())
+        self._bandwidth = array("d", network.capacity_bytes_per_second.tobytes())
         self._forwards = [kind != "client" for kind in network.node_kinds]
         self._links_out = _Adjacency(network.link_source, network.link_target, self._forwards)
         self._links_in = _Adjacency(network.link_target, network.link_source, self._forwards)
         by_name = sorted(range(len(network.node_names)), key=network.node_names.__getitem__)
-        self._name_rank = [0] * len(by_name)
+        self._name_rank = array("i", [0]) * len(by_name)
         for rank, node in enumerate(by_name):
             self._name_rank[node] = rank
         self._trees_from: dict[int, _Tree] = {}

@@ -139,7 +139,7 @@ class CapacitySchedule:
 
     def sharing(self, seconds: float) -> FluidSharing:
         """Return the sharing of these capacities, as they are at a moment."""
-        sharing = FluidSharing([value * self.usable_part for value in self.bytes_per_second])
+        sharing = FluidSharing(value * self.usable_part for value in self.bytes_per_second)
         for capacity in self.changing:
             sharing.set_capacity(capacity, self.value_at(capacity, seconds), seconds)
         return sharing

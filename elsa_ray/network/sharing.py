@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 import math
+from array import array
 from collections.abc import Iterable, Sequence
 
 from elsa_ray.network.bottlenecks import Bottlenecks, Bundle, Link, fixed, unfixed
@@ -37,7 +38,7 @@ class FluidSharing:
         Raises:
             ValueError: one is no finite number > 0; ``set_capacity`` may lower it to 0 later.
         """
-        self._capacity = [float(value) for value in capacity_bytes_per_second]
+        self._capacity = array("d", capacity_bytes_per_second)
         if not all(0 < value < math.inf for value in self._capacity):
             raise ValueError("capacities must be finite numbers > 0")
         self._flows: dict[int, _Flow] = {}

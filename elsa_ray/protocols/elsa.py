@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -254,11 +255,12 @@ class _RoundPlan:
         order = np.argsort(edge_W, kind="stable")
         clients, edge_W = clients[order], edge_W[order]
         splits, split_of_client = distinct(state.splits)
+        as_in_plans = np.dtype("i")  # so that the plan's chunks are views of these, not copies
         return Members(
-            edges=edges_K[edge_W],
-            groups=edge_W,
-            clients=clients,
-            nodes=setting.network.clients[clients].astype(np.int64),
+            edges=edges_K[edge_W].astype(as_in_plans),
+            groups=edge_W.astype(as_in_plans),
+            clients=clients.astype(as_in_plans),
+            nodes=setting.network.clients[clients].astype(as_in_plans),
             items=np.full(len(clients), -1, np.int64),
             splits=splits,
             split_W=split_of_client[clients],
@@ -301,7 +303,7 @@ class _RoundPlan:
 
     def _edge_round(self, members: Members, edge_round: int, opener_W: Ints) -> Ints:
         """Plan the members' split training in one edge round; returns the rows that their gathers wait for."""
-        setting, builder, clients = self._setting, self._builder, members.clients
+        setting, builder, clients = self._setting, self._builder, members.clients.astype(np.int64)
         work = local_work(
             setting, self._config, round_index=builder.round_index, edge_round=edge_round, clients=clients
         )
@@ -320,7 +322,7 @@ class _RoundPlan:
         )
         members = replace(members, items=items)
         arrived = self._to_new_members(members) if edge_round == 0 else np.full(len(clients), -1, np.int64)
-        ends: dict[str, Any] = {"client": clients, "work": items, "group": members.groups}
+        ends: dict[str, Any] = {"client": members.clients, "work": items, "group": members.groups}
         down = builder.transfers(
             source=members.edges,
             target=members.nodes,
@@ -412,6 +414,7 @@ def _moved(state: ElsaState, edge_of_client: tuple[int, ...]) -> ElsaState:
     )
 
 
+@cache
 def _client_layers(split: Split) -> frozenset[int]:
     return frozenset((*split.layers(Part.FRONT), *split.layers(Part.BACK)))
 

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -36,7 +35,6 @@ from elsa_ray.records.totals import Totals
 from elsa_ray.records.work_time import UnfinishedWork, WorkClock
 from elsa_ray.world.plan import WorkKey
 from elsa_ray.world.transfer_parts import transfer_parts
-from elsa_ray.world.ways import Ways
 
 CONFIG, SUMMARY, ROUNDS = "config.yaml", "summary.json", "rounds.jsonl"
 TRANSFERS, EVENTS = "transfers.parquet", "events.parquet"
@@ -49,11 +47,9 @@ class RecordsState:
     """What the records must remember between two rounds, beside what they have written.
 
     Attributes:
-        path_codes: pairs of nodes whose paths were looked up, see ``Ways.codes``.
         unfinished: where the time of work went that was not gathered yet.
     """
 
-    path_codes: tuple[int, ...] = ()
     unfinished: Mapping[WorkKey, UnfinishedWork] = field(default_factory=dict)
 
 
@@ -70,7 +66,6 @@ class RunFolder:
         self.totals = Totals()
         self._resumable = resumable
         self._before = before or RecordsState()
-        self._ways: Ways | None = None
         self._clock: WorkClock | None = None
         self._pending: pa.Table | None = None
         self._rounds = (path / ROUNDS).open("a", encoding="utf-8")
@@ -127,10 +122,9 @@ class RunFolder:
         The line is on the disk when this returns; the tables are whole after ``close``, and can be made again from
         parts that are on the disk, too.
         """
-        if self._ways is None or self._clock is None:
-            self._ways = Ways(partial(setting.network_model.way, setting.router), self._before.path_codes)
-            self._clock = WorkClock(setting.network, self._ways, self._before.unfinished)
-        parts = transfer_parts(round_.timeline, self._ways)
+        if self._clock is None:
+            self._clock = WorkClock(setting.network, self._before.unfinished)
+        parts = transfer_parts(round_.timeline)
         arrived = self._clock.add(round_.plan, round_.timeline, parts)
         line = round_line(round_, setting, arrived, parts)
         index = round_.report.round_index
@@ -151,9 +145,7 @@ class RunFolder:
 
     def state(self) -> RecordsState:
         """Return what must be remembered to go on after the last round that was written."""
-        if self._ways is None or self._clock is None:
-            return self._before
-        return RecordsState(self._ways.codes, self._clock.unfinished)
+        return self._before if self._clock is None else RecordsState(self._clock.unfinished)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write ``summary.json``, whole or not at all."""

@@ -14,11 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from elsa_ray.network.graph import Network
-from elsa_ray.network.routes import Router
 from elsa_ray.world.plan import ActivityKind, Floats, Ints, Plan, WorkKey
 from elsa_ray.world.timeline import Outcome, Timeline
 from elsa_ray.world.transfer_parts import PARTS, TransferParts, transfer_parts
-from elsa_ray.world.ways import Ways
 
 TIME_KINDS = (
     "waiting_for_model",
@@ -103,19 +101,15 @@ class WorkClock:
 
     Args:
         network: the topology.
-        ways: its paths; by default they are looked up anew.
         unfinished: work of the rounds before the first that is added.
 
     Attributes:
         unfinished: work that was not gathered by the end of the last round.
     """
 
-    def __init__(
-        self, network: Network, ways: Ways | None = None, unfinished: Mapping[WorkKey, UnfinishedWork] | None = None
-    ) -> None:
+    def __init__(self, network: Network, unfinished: Mapping[WorkKey, UnfinishedWork] | None = None) -> None:
         kinds = np.array(network.node_kinds)
         self._is_edge, self._is_client = kinds == "edge", kinds == "client"
-        self._ways = ways if ways is not None else Ways(Router(network).route)
         self.unfinished: dict[WorkKey, UnfinishedWork] = dict(unfinished or {})
 
     def add(self, plan: Plan, timeline: Timeline, parts: TransferParts | None = None) -> ArrivedWork:
@@ -125,7 +119,7 @@ class WorkClock:
             plan, timeline: of the round.
             parts: of its transfers, where the caller has them.
         """
-        parts = parts if parts is not None else transfer_parts(timeline, self._ways)
+        parts = parts if parts is not None else transfer_parts(timeline)
         keys = [timeline.work.key(row) for row in range(len(timeline.work))]
         opening_W, last_W, seconds_WK, parts_W3 = self._begin(plan, timeline, keys)
         queues = self._add_activities(timeline, last_W, seconds_WK)

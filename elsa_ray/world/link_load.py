@@ -46,9 +46,9 @@ def busiest_links(timeline: Timeline, parts: TransferParts, network: Network) ->
     if span <= 0 or not len(parts.rows_T):
         return []
     flows = _Flows(timeline, parts)
-    pair_X, capacity_X = parts.ways.crossings()
+    pair_X, capacity_X = parts.paths.crossings()
     num_capacities = len(network.capacity_bytes_per_second)
-    num_pairs = len(parts.ways.latency_seconds())
+    num_pairs = len(parts.paths) + 1  # the last is a node and itself
     bytes_P = np.bincount(parts.pair_T, weights=flows.in_round_T, minlength=num_pairs)
     used_X = bytes_P[pair_X] > 0
     pair_X, capacity_X = pair_X[used_X], capacity_X[used_X]

@@ -13,48 +13,115 @@ Shapes: A activities, W work items.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from elsa_ray.network.instants import SAME_INSTANT
 from elsa_ray.world.paths import Paths
-from elsa_ray.world.plan import Activities, ActivityKind, Bools, Floats, Ints, Plan
+from elsa_ray.world.plan import Activities, ActivityKind, Floats, Ints, Plan
+from elsa_ray.world.troubles import Troubles
+
+_INT = np.dtype("i")
+"""Places of rows, of which there may be many millions, are kept as numbers of 32 bits."""
 
 BEFORE = 0
 """The number of the part before all edges; edges are 1, 2, ..., and what is behind them has the last number."""
 
 
+@dataclass(frozen=True)
+class Part:
+    """What is played at one go: a whole plan, or a part of one with row numbers of its own.
+
+    Attributes:
+        plan: its rows, work and gathers.
+        paths: the ways of the rows to be played: of what goes on, then of the plan's.
+        troubles: of the plan's rows; None where nothing befalls any.
+        opened_by_others: gathers that are opened from outside of the part.
+        tidings: what is heard from there, the last first: when, and a row that waits for it, or ~gather that it opens.
+    """
+
+    plan: Plan
+    paths: Paths
+    troubles: Troubles | None
+    opened_by_others: frozenset[int] = frozenset()
+    tidings: tuple[tuple[float, int], ...] = ()
+
+
 class Parts:
-    """A plan that falls apart at its edges.
+    """A plan that falls apart at its edges. What a part has is found when it is asked for.
 
     Attributes:
         of_row: the number [A] of each activity's part.
         behind: the number of the last part.
-        is_inner: of each of the plan's dependencies, whether it stays in a part.
-        opened_by_others: gathers whose opener is in another part.
     """
 
     def __init__(self, plan: Plan, of_row: Ints, paths: Paths, part_at_capacity: Ints) -> None:
         self.of_row = of_row
         self.behind = int(of_row.max())
-        self._paths, self._part_at_capacity = paths, part_at_capacity
-        self.is_inner: Bools = of_row[plan.predecessors] == of_row[plan.successors]
-        opened = np.flatnonzero(plan.gathers.opener >= 0)
-        opener = plan.gathers.opener[opened]
-        outer = of_row[opener] != of_row[plan.gathers.activity[opened]]
-        self.opened_by_others = frozenset(opened[outer].tolist())
-        sources = np.concatenate([plan.predecessors[~self.is_inner], opener[outer]])
-        whom = np.concatenate([plan.successors[~self.is_inner], ~opened[outer]])
-        part = np.concatenate([of_row[plan.successors[~self.is_inner]], of_row[plan.gathers.activity[opened[outer]]]])
-        order = np.argsort(part, kind="stable")
-        self._tidings = sources[order], whom[order]
-        self._first_tiding = np.searchsorted(part[order], np.arange(self.behind + 2))
+        self._plan, self._paths, self._part_at_capacity = plan, paths, part_at_capacity
+        gathers = plan.gathers
+        self._rows = _Stretches(of_row, self.behind)
+        self._place = self._rows.places()
+        self._gathers = _Stretches(of_row[gathers.activity], self.behind)
+        self._gather_place = self._gathers.places()
+        self._work = _Stretches(of_row[gathers.activity[plan.work.gather]], self.behind)
+        part = of_row[plan.successors]
+        is_inner = of_row[plan.predecessors] == part
+        self._inner = _Stretches(np.where(is_inner, part, self.behind + 1), self.behind)
+        outer = np.flatnonzero(~is_inner)
+        del is_inner
+        opened = np.flatnonzero(gathers.opener >= 0)
+        opened = opened[of_row[gathers.opener[opened]] != of_row[gathers.activity[opened]]]
+        self._sources = np.concatenate([plan.predecessors[outer], gathers.opener[opened]])
+        self._whom = np.concatenate([self._place[plan.successors[outer]], ~self._gather_place[opened]])
+        self._tidings = _Stretches(np.concatenate([part[outer], of_row[gathers.activity[opened]]]), self.behind)
 
-    def tidings_for(self, part: int) -> tuple[Ints, Ints]:
-        """Return the rows of other parts whose end a part has to know, and for whom: a row, or ~gather to be opened."""
-        own = slice(self._first_tiding[part], self._first_tiding[part + 1])
-        sources, whom = self._tidings
-        return sources[own], whom[own]
+    def rows_of(self, part: int) -> Ints:
+        """Return the plan's rows that are in a part, ascending; they stand in this order there."""
+        return self._rows.of(part)
+
+    def gathers_of(self, part: int) -> Ints:
+        """Return the plan's gathers that are in a part, ascending; they stand in this order there."""
+        return self._gathers.of(part)
+
+    def part(self, number: int, finish_seconds: Floats, troubles: Troubles | None) -> Part | None:
+        """Return a part as a plan of its own; None where what it would hear of has never ended.
+
+        Args:
+            number: which.
+            finish_seconds: of the plan's activities, as far as they have been played.
+            troubles: of the plan's activities.
+        """
+        plan, rows, gathers, items = self._plan, self._rows.of(number), self._gathers.of(number), self._work.of(number)
+        new_item = np.searchsorted(items, plan.activities.work[rows])
+        activities = plan.activities.take(rows)
+        activities = activities.with_columns(work=np.where(activities.work >= 0, new_item, -1))
+        inner, heard = self._inner.of(number), self._tidings.of(number)
+        opener = plan.gathers.opener[gathers]
+        is_foreign = (opener >= 0) & (self.of_row[opener] != number)
+        sources, whom = self._sources[heard], self._whom[heard]
+        seconds = finish_seconds[sources]
+        if np.isnan(seconds).any():
+            return None
+        part = replace(
+            plan,
+            activities=activities,
+            predecessors=self._place[plan.predecessors[inner]],
+            successors=self._place[plan.successors[inner]],
+            work=plan.work.take(items).with_columns(gather=self._gather_place[plan.work.gather[items]]),
+            gathers=plan.gathers.take(gathers).with_columns(
+                activity=self._place[plan.gathers.activity[gathers]],
+                opener=np.where((opener >= 0) & ~is_foreign, self._place[opener], -1),
+            ),
+        )
+        return Part(
+            part,
+            self._paths.take(rows),
+            troubles.take(rows) if troubles is not None else None,
+            frozenset(np.flatnonzero(is_foreign).tolist()),
+            tuple(sorted(zip(seconds.tolist(), whom.tolist(), strict=True), reverse=True)),
+        )
 
     def never_met(self, start_seconds: Floats, finish_seconds: Floats) -> bool:
         """Tell whether at no time two parts used one capacity, as things went when each was played by itself."""
@@ -84,6 +151,27 @@ class Parts:
 
     def _capacities(self, row: int) -> Sequence[int]:
         return self._paths.capacities_of(int(self._paths.pair[row]))
+
+
+class _Stretches:
+    """Places sorted by their part, so that each part's are a stretch; those of numbers above the last are left out."""
+
+    def __init__(self, part: Ints, last: int) -> None:
+        # Numbers of 16 bits are sorted by counting.
+        small = part.astype(np.uint16) if last < np.iinfo(np.uint16).max else part
+        self._order: Ints = np.argsort(small, kind="stable").astype(_INT)
+        self._first = np.concatenate([[0], np.cumsum(np.bincount(part, minlength=last + 1))])
+
+    def of(self, part: int) -> Ints:
+        """Return the places of a part, ascending."""
+        return self._order[self._first[part] : self._first[part + 1]]
+
+    def places(self) -> Ints:
+        """Return for each place where it stands among those of its part."""
+        place: Ints = np.empty(len(self._order), _INT)
+        counts = np.diff(self._first)
+        place[self._order] = np.arange(len(place)) - np.repeat(self._first[:-1], counts)
+        return place
 
 
 def parts_of(plan: Plan, paths: Paths) -> Parts | None:

@@ -367,13 +367,17 @@ class _Chunks(Generic[Table]):
         if not self._num_rows:
             return self._table.empty(), None
         groups = np.concatenate(self._groups)
-        columns = {name: np.concatenate(chunks) for name, chunks in self._chunks.items()}
-        if (groups[1:] >= groups[:-1]).all():
-            return self._table(**columns), None
-        order = np.argsort(groups, kind="stable")
-        new_number = np.empty(len(order), np.int64)
-        new_number[order] = np.arange(len(order))
-        return self._table(**{name: column[order] for name, column in columns.items()}), new_number
+        order = new_number = None
+        if (groups[1:] < groups[:-1]).any():
+            order = np.argsort(groups, kind="stable").astype(np.int32)
+            new_number = np.empty(len(order), np.int32)
+            new_number[order] = np.arange(len(order), dtype=np.int32)
+        del groups
+        columns = {}
+        for name, chunks in self._chunks.items():  # one after the other: two of all columns are twice the memory
+            column = np.concatenate(chunks)
+            columns[name] = column if order is None else column[order]
+        return self._table(**columns), new_number
 
 
 def _renumbered(numbers: Ints, new_number: Ints | None) -> Ints:

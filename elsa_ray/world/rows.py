@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from elsa_ray.world.plan import Activities, ActivityKind, Bools, Ints, Plan, WorkItems
+from elsa_ray.world.plan import Activities, ActivityKind, Floats, Ints, Plan, WorkItems
 from elsa_ray.world.timeline import WorldState
 from elsa_ray.world.troubles import Troubles
 
@@ -37,16 +37,14 @@ class Rows:
         state, plan: where they come from.
         flops_per_second: of one slot, by node.
         troubles: of the plan's activities.
-        is_inner: of the plan's dependencies, which are told on at once; None for all, and needed without a state.
     """
 
     def __init__(
         self,
         state: WorldState,
         plan: Plan,
-        flops_per_second: Sequence[float],
+        flops_per_second: Sequence[float] | Floats,
         troubles: Troubles | None,
-        is_inner: Bools | None = None,
     ) -> None:
         self.offset = len(state.activities)
         self.work = WorkItems.concatenate([state.work, plan.work])
@@ -61,8 +59,6 @@ class Rows:
         predecessors = np.concatenate([state.predecessors, plan.predecessors + self.offset])
         successors = np.concatenate([state.successors, plan.successors + self.offset])
         self.waits_for = _plain(np.bincount(successors, minlength=count))
-        if is_inner is not None:
-            predecessors, successors = plan.predecessors[is_inner], plan.successors[is_inner]
         self._successors, self._first = _by_row(predecessors, successors, count)
         self.only_successor = self._find_only_successors()
         self.last_row_of_work = _last_rows(activities.work, len(self.work))
@@ -127,7 +123,7 @@ def _merged_troubles(state: WorldState, plan: Plan, troubles: Troubles | None) -
 
 
 def _compute_seconds(
-    activities: Activities, flops_per_second: Sequence[float], troubles: Troubles | None
+    activities: Activities, flops_per_second: Sequence[float] | Floats, troubles: Troubles | None
 ) -> array[float]:
     seconds = np.zeros(len(activities))
     computes = np.flatnonzero(activities.kind == ActivityKind.COMPUTE)

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
+import numpy.typing as npt
 
 from elsa_ray.world.incidents import Incidents
+from elsa_ray.world.paths import Paths
 from elsa_ray.world.plan import Activities, Bools, Floats, Ints, WorkItems, WorkKey
 from elsa_ray.world.troubles import Cause, Troubles
 
@@ -46,6 +48,7 @@ class Timeline:
         causes: why each of the dropped was given up.
         dropped_seconds: when.
         incidents: what has befallen links, nodes and clients.
+        paths: the ways of the activities.
         lost_nodes: edges that have crashed before their part of this round was with the cloud.
         down_nodes: edges that are down at the end.
     """
@@ -55,7 +58,7 @@ class Timeline:
     activities: Activities
     start_seconds: Floats
     finish_seconds: Floats
-    outcome: Ints
+    outcome: npt.NDArray[np.uint8]
     carried_bytes: Ints
     work: WorkItems
     arrivals: tuple[tuple[WorkKey, ...], ...]
@@ -66,6 +69,7 @@ class Timeline:
     causes: tuple[Cause, ...]
     dropped_seconds: Floats
     incidents: Incidents
+    paths: Paths
     lost_nodes: frozenset[int] = frozenset()
     down_nodes: tuple[int, ...] = ()
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from elsa_ray.world.paths import Paths
 from elsa_ray.world.plan import ActivityKind, Floats, Ints
 from elsa_ray.world.timeline import Timeline
-from elsa_ray.world.ways import Ways
 
 PARTS = ("latency", "bandwidth", "sharing")
 """``bandwidth``: bytes over the rate that the path has alone; ``sharing``: the rest, what others on the links added."""
@@ -26,11 +26,11 @@ class TransferParts:
 
     Attributes:
         rows_T: rows of the timeline's activities, ascending.
-        pair_T: pairs of ``ways``.
+        pair_T: pairs of ``paths``; their number for a transfer from a node to itself.
         seconds_T3: in the order of PARTS; their sum is finish less start.
     """
 
-    ways: Ways
+    paths: Paths
     rows_T: Ints
     pair_T: Ints
     seconds_T3: Floats
@@ -44,15 +44,16 @@ class TransferParts:
         return latency, bandwidth, sharing
 
 
-def transfer_parts(timeline: Timeline, ways: Ways) -> TransferParts:
+def transfer_parts(timeline: Timeline) -> TransferParts:
     """Return the parts of each transfer that ended; one that spans rounds is counted whole where it ended."""
-    activities, start, finish = timeline.activities, timeline.start_seconds, timeline.finish_seconds
+    activities, paths = timeline.activities, timeline.paths
+    start, finish = timeline.start_seconds, timeline.finish_seconds
     rows_T = np.flatnonzero((activities.kind == ActivityKind.TRANSFER) & np.isfinite(start) & np.isfinite(finish))
-    pair_T = ways.pairs(activities.source[rows_T], activities.target[rows_T])
+    pair_T = np.where(paths.pair[rows_T] >= 0, paths.pair[rows_T], len(paths))
     duration_T = finish[rows_T] - start[rows_T]
-    latency_T = np.minimum(ways.latency_seconds()[pair_T], duration_T)
+    latency_T = np.minimum(np.append(paths.latency_seconds, 0.0)[pair_T], duration_T)
     flowing_T = duration_T - latency_T
-    alone_T = timeline.carried_bytes[rows_T] / ways.bytes_per_second()[pair_T]
+    alone_T = timeline.carried_bytes[rows_T] / np.append(paths.bottleneck_bytes_per_second, np.inf)[pair_T]
     sharing_T = flowing_T - np.minimum(alone_T, flowing_T)
     sharing_T[sharing_T < _NO_SHARING * duration_T] = 0.0
-    return TransferParts(ways, rows_T, pair_T, np.stack([latency_T, flowing_T - sharing_T, sharing_T], axis=1))
+    return TransferParts(paths, rows_T, pair_T, np.stack([latency_T, flowing_T - sharing_T, sharing_T], axis=1))

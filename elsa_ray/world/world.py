@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -76,10 +77,10 @@ class World:
 
         self._field = Field(
             find_path=find_path,
-            capacity_bytes_per_second=network.capacity_bytes_per_second.tolist(),
-            flops_per_second=fleet.flops_per_second(network).tolist(),
+            capacity_bytes_per_second=array("d", network.capacity_bytes_per_second.tobytes()),
+            flops_per_second=fleet.flops_per_second(network),
             slots=[edge_slots if kind == "edge" else 1 for kind in kinds],
-            client_nodes=network.clients.tolist(),
+            client_nodes=array("i", network.clients.tobytes()),
             bandwidths=network.bandwidths,
             usable_part=model.usable_part,
         )

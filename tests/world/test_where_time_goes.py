@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from elsa_ray.config.faults import EdgeCrash, FaultsConfig
 from elsa_ray.network.graph import Network, build_network
-from elsa_ray.network.routes import Router
 from elsa_ray.records.slowest import merged_slowest, slowest_clients
 from elsa_ray.records.work_time import WorkClock
 from elsa_ray.world.critical_path import critical_path
@@ -20,7 +19,6 @@ from elsa_ray.world.link_load import NUM_BINS, busiest_links
 from elsa_ray.world.plan import Plan
 from elsa_ray.world.timeline import Timeline
 from elsa_ray.world.transfer_parts import TransferParts, transfer_parts
-from elsa_ray.world.ways import Ways
 from tests.world.stories import Scene, Story
 
 
@@ -37,7 +35,7 @@ def cell(*, medium: bool = False) -> Network:
 
 def played(scene: Scene, story: Story) -> tuple[Plan, Timeline, TransferParts]:
     timeline = scene.play(story)
-    return story.build(), timeline, transfer_parts(timeline, Ways(Router(scene.network).route))
+    return story.build(), timeline, transfer_parts(timeline)
 
 
 def two_uploads(network: Network, *, deadline: float | None = None, keep_late: bool = False) -> Story:
@@ -147,7 +145,7 @@ def test_a_round_that_waited_for_an_edge_that_crashed() -> None:
     spells = make_faults(faults, network, seed=0)
     crash = Disturbances(spells=spells_of(spells, begins_in_round(spells, (), 0, 0.0), 0))
     timeline = scene.play(story, crash)
-    plan, parts = story.build(), transfer_parts(timeline, Ways(Router(network).route))
+    plan, parts = story.build(), transfer_parts(timeline)
     path = critical_path(plan, timeline, parts, network)
     assert path.seconds == {"client_compute": 4.0, "latency": 0.5, "bandwidth": 0.5}
     assert sum(path.seconds.values()) == timeline.end_seconds == 5.0
