@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shlex
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,18 +22,28 @@ from elsa_ray.model.adapters import Adapters
 from elsa_ray.prepare import PRECISIONS, Prepared, load_backbone, make_recipe, make_tripartite, prepare, with_frame
 from elsa_ray.records.adapter import export_adapter
 from elsa_ray.records.compare import compare_runs
-from elsa_ray.records.folder import CONFIG, RunFolder, has_records, kept_for_one
+from elsa_ray.records.folder import (
+    CONFIG,
+    RunFolder,
+    forget_parts,
+    has_parts,
+    has_records,
+    kept_for_one,
+    new_default_folder,
+)
 from elsa_ray.records.log import logged_to
 from elsa_ray.records.progress import RunProgress, print_start, print_summary
-from elsa_ray.records.reading import EARLY_ENDS, read_run
-from elsa_ray.records.report import write_report
+from elsa_ray.records.reading import EARLY_ENDS, RunRecord, read_run
+from elsa_ray.records.report import REPORT, write_report
 from elsa_ray.records.round import Round
+from elsa_ray.records.storage import Mirror, Storage, StorageError, is_uri, remembered_storage
 from elsa_ray.records.summary import make_summary
 from elsa_ray.runtime.checkpoints import (
     Checkpoint,
     Checkpoints,
     StoredCheckpoint,
     checkpoint_numbers,
+    keep_last,
     read_checkpoint,
 )
 from elsa_ray.runtime.executor import Executor, InlineExecutor, NoExecutor
@@ -75,20 +86,28 @@ def run(
     Args:
         config: a config, plain values, or the path of a YAML file.
         overrides: ``a.b=c`` texts.
-        out: the run folder; by default a new one under ``runs/``.
+        out: the run folder; by default a new one under ``runs/``. With a URI such as ``s3://bucket/run`` it is that
+            new one, which is copied to the URI after every round.
         address: of a running Ray cluster.
         console: where progress is shown; None shows nothing.
 
     Raises:
         InputError: the input is wrong; nothing was started.
         WorkerError: a worker failed; all finished rounds are kept in the folder.
+        StorageError: the folder is whole, but could not be copied to the URI.
     """
     console = console or Console(quiet=True)
+    wanted = _read(config, overrides)
+    _check_address(address, wanted)
+    storage = Storage.at(str(out), "--out") if is_uri(out) else None
     with console.status("preparing data, network and plan"):
-        prepared = prepare(_read(config, overrides))
+        prepared = prepare(wanted)
     provenance = provenance_of(prepared.config)
-    with RunFolder.create(out, prepared.config) as folder, kept_for_one(folder.path):
-        return _Recorder(prepared, provenance, folder, console).record(address)
+    if storage is not None:
+        storage.claim()
+    with RunFolder.create(None if storage else out, prepared.config) as folder, kept_for_one(folder.path):
+        mirror = Mirror(folder.path, storage, console)
+        return _Recorder(prepared, provenance, folder, mirror, console).record(address)
 
 
 def resume(
@@ -101,11 +120,13 @@ def resume(
     """Go on with a run that was interrupted, has failed or was killed, from its last checkpoint.
 
     Its records and adapters become those that it would have had without the interruption, wall-clock figures excepted.
-    Of a run that has finished, its summary is returned, without adapters, and nothing is done.
+    Of a run that has finished, its summary is returned, without adapters; nothing is computed, but what a kill has left
+    undone after the last round is done: its report, its copy on storage.
 
     Args:
-        run: its folder.
-        overrides: ``runtime.b=c`` texts; nothing else can be changed.
+        run: its folder, or the URI that it was copied to: then it is copied into a new folder under ``runs/`` first.
+        overrides: ``runtime.b=c`` texts; else only ``protocol.client_failure`` can be changed, while no client has
+            failed.
         address: of a running Ray cluster.
         console: where progress is shown; None shows nothing.
 
@@ -113,26 +134,63 @@ def resume(
         InputError: there is no run or no checkpoint; something has changed that the run rests on, or is overridden; or
             the run is at work.
         WorkerError: a worker failed; all finished rounds are kept in the folder.
+        StorageError: the folder is whole, but could not be copied to its URI.
     """
     console = console or Console(quiet=True)
+    if not is_uri(run):
+        return _resume(Path(run), overrides, address, remembered_storage(Path(run)), console)
+    storage = Storage.at(str(run), "--resume")
+    folder = new_default_folder(storage.name)
+    try:
+        with console.status(f"copying {storage.uri}"):
+            storage.fetch(folder)
+    except InputError:
+        shutil.rmtree(folder)
+        raise
+    return _resume(folder, overrides, address, storage, console)
+
+
+def _resume(run: Path, overrides: Sequence[str], address: str | None, storage: Storage | None, console: Console) -> Run:
     record = read_run(run)
     if record.summary is not None and record.summary["stop_reason"] not in EARLY_ENDS:
-        reason, num_rounds = record.summary["stop_reason"], record.summary["rounds_completed"]
-        text = f"{record.path} has finished already, by {reason}, after {num_rounds} rounds"
-        console.print(text, soft_wrap=True, markup=False, highlight=False)
-        return Run(record.path.resolve(), record.summary, None)
-    with kept_for_one(record.path):
-        config = load_config(record.path / CONFIG, overrides)
-        stored = _last_checkpoint(record.path, console)
+        return _conclude_finished(record, record.summary, storage, console)
+    with kept_for_one(run):
+        config = load_config(run / CONFIG, overrides)
+        _check_address(address, config)
+        stored = _last_checkpoint(run, console)
         provenance = provenance_of(config)
-        check_unchanged(stored.provenance, provenance)
+        some_failed = any(line.get("failures") for line in record.rounds[: stored.num_rounds])
+        check_unchanged(stored.provenance, provenance, some_failed=some_failed)
         with console.status("preparing data, network and plan"):
             prepared = prepare(config)
         check_same_data(stored.data_sha256, prepared.setting.task.data_sha256)
         before = stored.checkpoint(type(prepared.protocol.start(None)))
-        folder = RunFolder.reopen(record.path, prepared.config, stored.num_rounds, before.records)
-        with folder:
-            return _Recorder(prepared, provenance, folder, console, before).record(address)
+        if storage is not None:
+            storage.take_over()
+        keep_last(run, max(1, config.runtime.keep_checkpoints))
+        with RunFolder.reopen(run, prepared.config, stored.num_rounds, before.records) as folder:
+            mirror = Mirror(folder.path, storage, console)
+            return _Recorder(prepared, provenance, folder, mirror, console, before).record(address)
+
+
+def _conclude_finished(record: RunRecord, summary: dict[str, Any], storage: Storage | None, console: Console) -> Run:
+    """Tell that a run has finished, and do what a kill after its summary has left undone."""
+    run = record.path
+    lacks_report = not (run / REPORT).is_file()
+    if lacks_report or has_parts(run) or storage is not None:
+        with kept_for_one(run):
+            if lacks_report:
+                write_report(run)
+            forget_parts(run)
+            keep_last(run, record.config.runtime.keep_checkpoints)
+            if storage is not None:
+                storage.take_over()
+            Mirror(run, storage, console).finish(for_good=True)
+    reason, num_rounds = summary["stop_reason"], summary["rounds_completed"]
+    text = f"{run} has finished already, by {reason}, after {num_rounds} rounds"
+    made = "; its report was not there, and is made" if lacks_report else ""
+    console.print(text + made, soft_wrap=True, markup=False, highlight=False)
+    return Run(run.resolve(), summary, None)
 
 
 def _last_checkpoint(run: Path, console: Console) -> StoredCheckpoint:
@@ -183,8 +241,10 @@ def dry_run(
     Nothing is trained, no run folder is made, and no Ray is started: without a cluster's address, the placement is that
     of a Ray on this machine.
     """
+    wanted = _read(config, overrides)
+    _check_address(address, wanted)
     with console.status("preparing data, network and plan"):
-        prepared = prepare(_read(config, overrides))
+        prepared = prepare(wanted)
     print_start(prepared.setting, console)
     with NoExecutor() as executor:
         first = next(rounds(prepared, prepared.protocol.start(None), executor))
@@ -207,10 +267,12 @@ class _Recorder:
         prepared: Prepared,
         provenance: Provenance,
         folder: RunFolder,
+        mirror: Mirror,
         console: Console,
         before: Checkpoint | None = None,
     ) -> None:
         self._prepared, self._folder, self._console, self._before = prepared, folder, console, before
+        self._mirror = mirror
         self._state = before.protocol if before is not None else prepared.protocol.start(None)
         self._checkpoints = Checkpoints(
             folder.path,
@@ -258,6 +320,7 @@ class _Recorder:
             for finished in rounds(self._prepared, self._state, executor, world_state):
                 with uninterrupted():
                     self._write(finished)
+                self._mirror.catch_up()
                 executor.observe(finished.report, finished.results, finished.wall_seconds)
                 progress.round(finished)
                 _LOGGER.info("round %d of %s is finished", finished.state.round_index, self._prepared.config.name)
@@ -267,6 +330,8 @@ class _Recorder:
         """Conclude a run that has ended early; a second mistake must not hide the first."""
         try:
             self._conclude(stop_reason)
+        except StorageError as error:
+            self._console.print(str(error), soft_wrap=True, markup=False, highlight=False)
         except Exception as error:
             _LOGGER.exception("while concluding: %s", error)
             self._console.print(f"the records are incomplete: {error}", markup=False, highlight=False)
@@ -304,8 +369,9 @@ class _Recorder:
             self._folder.finish(summary)
             write_report(self._folder.path)
         if stop_reason is None:
-            self._folder.forget_parts()
+            forget_parts(self._folder.path)
         print_summary(summary, self._folder.path, self._console)
+        self._mirror.finish(for_good=stop_reason is None)
         return Run(self._folder.path, summary, self._state.adapters)
 
 
@@ -339,6 +405,18 @@ def _executor(
         )
     with ray_executor:
         yield ray_executor, adapters
+
+
+def _check_address(address: str | None, config: ExperimentConfig) -> None:
+    """Refuse a cluster that would not be used.
+
+    Raises:
+        InputError: the executor is another than Ray.
+    """
+    executor = config.runtime.executor
+    if address is not None and executor != "ray":
+        found = f"{address} together with runtime.executor: {executor}"
+        raise InputError("--address", found, "an address with runtime.executor: ray, or none")
 
 
 def _read(config: ConfigSource, overrides: Sequence[str]) -> ExperimentConfig:

@@ -37,6 +37,7 @@ from elsa_ray.privacy.tap import TappedExecutor
 from elsa_ray.records.folder import CONFIG, empty_folder, new_default_folder
 from elsa_ray.records.human import codec_name, data_name, human_share
 from elsa_ray.records.json_text import json_text, write_whole
+from elsa_ray.records.storage import refuse_uri
 from elsa_ray.runtime.hardware import describe_hardware
 
 ATTACKS_JSON, ATTACKS_MD = "attacks.json", "attacks.md"
@@ -110,6 +111,7 @@ def attack(
     for option, number in (("--rounds", rounds), ("--clients", clients)):
         if number < 1:
             raise InputError(option, number, "1 or more")
+    refuse_uri("--out", out)
     config = load_config(config_path, overrides)
     configs = {codec_name(config): config} if codecs is None else with_codecs(config, Path(codecs))
     with console.status("checking each codec against data, model and network"):

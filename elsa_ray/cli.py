@@ -35,7 +35,12 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a value of the config, such as protocol.rounds=3."),
 ]
-OutFolder = Annotated[Path | None, typer.Option("--out", help="Run folder; by default a new one under runs/.")]
+OutFolder = Annotated[
+    str | None,
+    typer.Option(
+        "--out", help="Run folder; by default a new one under runs/. A URI (s3://, gs://, file://) gets a copy."
+    ),
+]
 Address = Annotated[str | None, typer.Option(help="A running Ray cluster; else RAY_ADDRESS, else Ray is started here.")]
 
 
@@ -47,8 +52,10 @@ def run(
     address: Address = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan a round and its actors; train nothing.")] = False,
     resume: Annotated[
-        Path | None,
-        typer.Option(metavar="RUN", help="Instead of CONFIG: go on with a run that was interrupted, in its folder."),
+        str | None,
+        typer.Option(
+            metavar="RUN", help="Instead of CONFIG: go on with a run that was interrupted: its folder or URI."
+        ),
     ] = None,
 ) -> None:
     """Train an experiment and write its records.
@@ -219,7 +226,7 @@ def measure(
 @app.command()
 def sweep(
     grid: Annotated[Path, typer.Argument(metavar="GRID.yaml", help="Rows, values and seeds on top of an experiment.")],
-    out: Annotated[Path | None, typer.Option("--out", help="Folder; by default runs/sweep-NAME.")] = None,
+    out: Annotated[str | None, typer.Option("--out", help="Folder; by default runs/sweep-NAME.")] = None,
     jobs: Annotated[int, typer.Option(help="Runs at once, each in a process of its own.", min=1)] = 1,
     only: Annotated[list[str] | None, typer.Option(metavar="ROW", help="Run this row now; may stand again.")] = None,
     seeds: Annotated[str | None, typer.Option(help="Run these seeds of the grid now, such as 0,1.")] = None,
@@ -247,7 +254,7 @@ def attack(
     codecs: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Codecs by name, each attacked in place of the config's.")
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder; by default a new one under runs/.")] = None,
+    out: Annotated[str | None, typer.Option("--out", help="Folder; by default a new one under runs/.")] = None,
 ) -> None:
     """Attack the privacy of what an experiment would send.
 
@@ -349,8 +356,11 @@ def _one_line(error: Any) -> str:
 
 def _failed(error: Exception) -> int:
     """Say what failed; a worker's own traceback helps to find out why, ours does not."""
+    from elsa_ray.records.storage import StorageError
     from elsa_ray.runtime.failure import WorkerError
 
+    if isinstance(error, StorageError):
+        return _say(str(error), 1)
     if isinstance(error, WorkerError):
         print(error.cause_traceback, file=sys.stderr)  # noqa: T201
         return _say(str(error), 1)

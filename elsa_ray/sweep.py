@@ -20,6 +20,7 @@ from rich.console import Console
 from elsa_ray.config.errors import InputError, unknown_name
 from elsa_ray.config.sweep import Cell, Grid, load_grid, row_error
 from elsa_ray.prepare import prepare
+from elsa_ray.records.storage import refuse_uri
 from elsa_ray.records.sweep_folder import RESULTS_MD, SweepFolder
 from elsa_ray.records.sweep_progress import SweepProgress, figures_text, print_cells
 from elsa_ray.records.sweep_table import CellRecord, check_metrics
@@ -72,6 +73,7 @@ def sweep(
     console = console or Console(quiet=True)
     if jobs < 1:
         raise InputError("--jobs", jobs, "1 or more runs at once")
+    refuse_uri("--out", out)
     grid = load_grid(grid_path)
     check_metrics(grid.config)
     cells = _chosen(grid, only, seeds)

@@ -237,3 +237,15 @@ def test_wrong_input_is_told_in_one_line(case: str, folder: Path, capsys: pytest
     assert len(lines) == 1, lines
     assert re.search(expected, lines[0]), lines[0]
     assert not (folder / "bad").exists() or case == "address", "nothing was started"
+
+
+@pytest.mark.parametrize("option", ["--dry-run", "--set=runtime.executor=none"])
+def test_a_cluster_that_would_not_be_used_is_refused(
+    option: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    assert run_command(["run", "small.yaml", "--address", "10.0.0.1:6379", option]) == 2
+    kind = "inline" if option == "--dry-run" else "none"
+    expected = f"elsa-ray: --address: found 10.0.0.1:6379 together with runtime.executor: {kind}; allowed: "
+    assert capsys.readouterr().err.startswith(expected)
+    assert not (folder / "runs").exists()

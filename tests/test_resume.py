@@ -337,6 +337,16 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "a config, too": (lambda run: None, "some.yaml", "--resume: found a run together with CONFIG"),
     "another folder, too": (lambda run: None, "--out x", "--resume: found a run together with --out"),
     "a dry run": (lambda run: None, "--dry-run", "--resume: found a run together with --dry-run"),
+    "a cluster that is not used": (
+        lambda run: None,
+        "--address 10.0.0.1:6379",
+        "--address: found 10.0.0.1:6379 together with runtime.executor: none; allowed: an address with",
+    ),
+    "another policy after a client has failed": (
+        lambda run: replace_text(run / "rounds.jsonl", '"failures": []', '"failures": [{}]'),
+        "--set protocol.client_failure.raises=drop",
+        "protocol.client_failure.raises: found drop; allowed: stop, as the run has it: a client has failed by it",
+    ),
 }
 
 

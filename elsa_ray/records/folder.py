@@ -151,11 +151,6 @@ class RunFolder:
         """Write ``summary.json``, whole or not at all."""
         write_whole(self.path / SUMMARY, json_text(dict(summary), indent=2) + "\n")
 
-    def forget_parts(self) -> None:
-        """Remove what only going on would need; after ``close``."""
-        if (self.path / PARTS).is_dir():
-            shutil.rmtree(self.path / PARTS)
-
     def close(self) -> None:
         """Write what was still under way, and close all files; calling it again does nothing."""
         if self._closed:
@@ -183,6 +178,17 @@ def has_records(path: Path, num_rounds: int) -> bool:
     except (OSError, ValueError):
         return False
     return True
+
+
+def has_parts(path: Path) -> bool:
+    """Whether a run still has what only going on would need."""
+    return (path / PARTS).is_dir()
+
+
+def forget_parts(path: Path) -> None:
+    """Remove what only going on would need, of a run that has finished."""
+    if has_parts(path):
+        shutil.rmtree(path / PARTS)
 
 
 @contextmanager

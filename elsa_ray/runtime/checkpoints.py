@@ -115,8 +115,7 @@ class Checkpoints:
         write_whole(_tensors_path(self._path, num_rounds), tensors)
         head = f'{{"schema_version":{SCHEMA_VERSION},"sha256":"{digest}","content":'
         write_whole(_states_path(self._path, num_rounds), f"{head}{text}}}\n")
-        for number in checkpoint_numbers(self._path.parent)[self._keep :]:
-            remove_checkpoint(self._path.parent, number)
+        keep_last(self._path.parent, self._keep)
 
 
 def checkpoint_numbers(run: Path) -> list[int]:
@@ -125,10 +124,13 @@ def checkpoint_numbers(run: Path) -> list[int]:
     return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
 
 
-def remove_checkpoint(run: Path, number: int) -> None:
-    """Remove a checkpoint, first what makes it one."""
-    _states_path(run / FOLDER, number).unlink(missing_ok=True)
-    _tensors_path(run / FOLDER, number).unlink(missing_ok=True)
+def keep_last(run: Path, count: int) -> None:
+    """Remove all but the last checkpoints of a run, and what a kill has left of others."""
+    kept = {_states_path(run, number).stem for number in checkpoint_numbers(run)[:count]}
+    # Sorted: of each checkpoint first what makes it one.
+    for path in sorted((run / FOLDER).glob("[0-9]*.*")):
+        if path.stem not in kept:
+            path.unlink()
 
 
 def read_checkpoint(run: Path, number: int) -> StoredCheckpoint:

@@ -36,16 +36,27 @@ def provenance_of(config: ExperimentConfig) -> Provenance:
     return Provenance(values, versions(), {path: _sha256(Path(path)) for path in sorted(set(_paths(values)))})
 
 
-def check_unchanged(before: Provenance, now: Provenance) -> None:
-    """Refuse to go on where anything but ``runtime`` has changed.
+def check_unchanged(before: Provenance, now: Provenance, *, some_failed: bool) -> None:
+    """Refuse to go on where anything has changed that the numbers so far rest on.
+
+    That is everything but ``runtime``, and what becomes of clients that fail where none has.
+
+    Args:
+        before: when the run was begun.
+        now: as it would go on.
+        some_failed: whether a client has failed in a finished round.
 
     Raises:
-        InputError: with the first field, package or file that has.
+        InputError: with the first field, package or file that has changed.
     """
-    changed = _first_difference(_numeric(before.config), _numeric(now.config))
+    earlier, later = (_numeric(own.config, some_failed=some_failed) for own in (before, now))
+    changed = _first_difference(earlier, later)
     if changed is not None:
         field, then, found = changed
-        raise InputError(field, found, f"{_text(then)}, as the run has it: only runtime can be changed on resuming")
+        only = "only runtime can be changed on resuming"
+        if field.startswith("protocol.client_failure"):
+            only = "a client has failed by it already"
+        raise InputError(field, found, f"{_text(then)}, as the run has it: {only}")
     was_timed, is_timed = (own["runtime"]["executor"] == "none" for own in (before.config, now.config))
     if was_timed != is_timed:
         then = before.config["runtime"]["executor"]
@@ -73,8 +84,11 @@ def check_same_data(before: str, now: str) -> None:
         raise InputError("task.dataset", f"other data (sha256 {now[:12]}…)", allowed)
 
 
-def _numeric(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in config.items() if name != "runtime"}
+def _numeric(config: Mapping[str, Any], *, some_failed: bool) -> dict[str, Any]:
+    """Return what the numbers so far rest on."""
+    left_out = () if some_failed else ("client_failure",)
+    protocol = {name: value for name, value in config["protocol"].items() if name not in left_out}
+    return {**{name: value for name, value in config.items() if name != "runtime"}, "protocol": protocol}
 
 
 def _first_difference(before: Any, now: Any, path: str = "") -> tuple[str, Any, Any] | None:

@@ -170,3 +170,11 @@ def test_a_run_that_fails_keeps_its_rounds_and_says_why(
     assert len((tmp_path / "stopped" / "rounds.jsonl").read_text().splitlines()) == 1
     summary = json.loads((tmp_path / "stopped" / "summary.json").read_text())
     assert (summary["rounds_completed"], summary["stop_reason"]) == (1, "failed")
+
+    # No client has failed in what is finished: it can go on by another policy, and is then a run by that one.
+    go_on = ["run", "--resume", str(tmp_path / "stopped"), "--set", "protocol.client_failure.raises=drop"]
+    assert run_command(go_on) == 0
+    resumed = [json.loads(line) for line in (tmp_path / "stopped" / "rounds.jsonl").read_text().splitlines()]
+    for line in (*lines, *resumed):
+        line.pop("wall_seconds")
+    assert resumed == lines
