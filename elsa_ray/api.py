@@ -23,7 +23,8 @@ from elsa_ray.records.adapter import export_adapter
 from elsa_ray.records.compare import compare_runs
 from elsa_ray.records.folder import CONFIG, RunFolder, has_records, kept_for_one
 from elsa_ray.records.log import logged_to
-from elsa_ray.records.progress import RunProgress, print_start, print_summary
+from elsa_ray.records.profile import Profile, profile_table, write_profile
+from elsa_ray.records.progress import RunProgress, print_start, print_summary, print_table
 from elsa_ray.records.reading import EARLY_ENDS, read_run
 from elsa_ray.records.report import write_report
 from elsa_ray.records.round import Round
@@ -69,6 +70,7 @@ def run(
     out: str | Path | None = None,
     address: str | None = None,
     console: Console | None = None,
+    profile: bool = False,
 ) -> Run:
     """Run an experiment to its end and record it.
 
@@ -78,6 +80,7 @@ def run(
         out: the run folder; by default a new one under ``runs/``.
         address: of a running Ray cluster.
         console: where progress is shown; None shows nothing.
+        profile: show at the end where the wall time went, by actor and stage; ``profile.json`` has it in any case.
 
     Raises:
         InputError: the input is wrong; nothing was started.
@@ -88,7 +91,7 @@ def run(
         prepared = prepare(_read(config, overrides))
     provenance = provenance_of(prepared.config)
     with RunFolder.create(out, prepared.config) as folder, kept_for_one(folder.path):
-        return _Recorder(prepared, provenance, folder, console).record(address)
+        return _Recorder(prepared, provenance, folder, console, shows_profile=profile).record(address)
 
 
 def resume(
@@ -97,6 +100,7 @@ def resume(
     overrides: Sequence[str] = (),
     address: str | None = None,
     console: Console | None = None,
+    profile: bool = False,
 ) -> Run:
     """Go on with a run that was interrupted, has failed or was killed, from its last checkpoint.
 
@@ -108,6 +112,7 @@ def resume(
         overrides: ``runtime.b=c`` texts; nothing else can be changed.
         address: of a running Ray cluster.
         console: where progress is shown; None shows nothing.
+        profile: show at the end where the wall time went, by actor and stage; ``profile.json`` has it in any case.
 
     Raises:
         InputError: there is no run or no checkpoint; something has changed that the run rests on, or is overridden; or
@@ -132,7 +137,7 @@ def resume(
         before = stored.checkpoint(type(prepared.protocol.start(None)))
         folder = RunFolder.reopen(record.path, prepared.config, stored.num_rounds, before.records)
         with folder:
-            return _Recorder(prepared, provenance, folder, console, before).record(address)
+            return _Recorder(prepared, provenance, folder, console, before, shows_profile=profile).record(address)
 
 
 def _last_checkpoint(run: Path, console: Console) -> StoredCheckpoint:
@@ -209,7 +214,10 @@ class _Recorder:
         folder: RunFolder,
         console: Console,
         before: Checkpoint | None = None,
+        *,
+        shows_profile: bool = False,
     ) -> None:
+        self._shows_profile = shows_profile
         self._prepared, self._folder, self._console, self._before = prepared, folder, console, before
         self._state = before.protocol if before is not None else prepared.protocol.start(None)
         self._checkpoints = Checkpoints(
@@ -220,6 +228,7 @@ class _Recorder:
             type(self._state),
         )
         self._worker_memory_bytes = 0
+        self._profile = Profile()
         self._fingerprints: Mapping[str, Sequence[NumericFingerprint]] = {}
         self._begin = perf_counter()
 
@@ -255,11 +264,13 @@ class _Recorder:
                 self._state = self._prepared.protocol.start(adapters)
             else:
                 world_state = self._before.world
+            executor.take_wall_seconds()  # of the start, in which workers that are there wait for others
             for finished in rounds(self._prepared, self._state, executor, world_state):
                 with uninterrupted():
                     self._write(finished)
                 executor.observe(finished.report, finished.results, finished.wall_seconds)
                 progress.round(finished)
+                self._profile.add(executor.take_wall_seconds())
                 _LOGGER.info("round %d of %s is finished", finished.state.round_index, self._prepared.config.name)
             self._worker_memory_bytes = executor.peak_memory_bytes()
 
@@ -297,15 +308,19 @@ class _Recorder:
             wall_seconds=self._wall_seconds(),
             worker_memory_bytes=self._worker_memory_bytes,
         )
+        profile = self._profile.figures(perf_counter() - self._begin)
         with self._console.status("writing adapter and report"):
             if self._state.adapters is not None:
                 export_adapter(self._folder.path, self._state.adapters, self._prepared.setting)
+            write_profile(self._folder.path, profile)
             # After the adapter: what has a summary of its end is not gone on with.
             self._folder.finish(summary)
             write_report(self._folder.path)
         if stop_reason is None:
             self._folder.forget_parts()
         print_summary(summary, self._folder.path, self._console)
+        if self._shows_profile:
+            print_table(profile_table(profile), self._console)
         return Run(self._folder.path, summary, self._state.adapters)
 
 

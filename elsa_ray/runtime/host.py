@@ -18,6 +18,7 @@ from elsa_ray.model.split import Part
 from elsa_ray.model.tripartite import TripartiteModel
 from elsa_ray.runtime.failure import WorkerError, naming
 from elsa_ray.runtime.jobs import FrozenJob, GatherJob, NoticeJob, TableJob
+from elsa_ray.runtime.stopwatch import Stopwatch
 from elsa_ray.training.client import EdgeRequest
 from elsa_ray.training.cohort import ByteMeter, Cohort, Member, VersionKey
 from elsa_ray.training.edge import EdgeCohort
@@ -78,9 +79,11 @@ class ModelHost:
     Args:
         model: the frozen backbone.
         recipe: seed, optimiser, chains.
+        watch: of the actor.
     """
 
-    def __init__(self, model: TripartiteModel, recipe: Recipe) -> None:
+    def __init__(self, model: TripartiteModel, recipe: Recipe, watch: Stopwatch | None = None) -> None:
+        self.watch = watch if watch is not None else Stopwatch(alone=False)
         self._model, self._recipe = model, recipe
         self._layout = model.layout
         self.begin_round({}, {})
@@ -122,7 +125,7 @@ class ModelHost:
             with naming("adapter_down", [member.key]), naming_clients("adapter_down", [member.key]):
                 payloads.append(self._adapter_down(cohort, member, meter))
         copies = [{t.name: self._versions[member.version][t.name] for t in middle} for member in cohort.members]
-        edge_cohort = EdgeCohort(self._model, cohort, self._recipe, copies, meter, memories)
+        edge_cohort = EdgeCohort(self._model, cohort, self._recipe, copies, meter, memories, self.watch.coding)
         self._cohorts[cohort.name] = _Training(cohort, edge_cohort, meter)
         return payloads
 
@@ -172,7 +175,9 @@ class ModelHost:
             whole = self._versions[member.version]
             if payload is not None:
                 with naming("adapter_up", [member.key]), naming_clients("adapter_up", [member.key]):
-                    whole = {**middle, **self._receive_upload(cohort, member, payload)}
+                    with self.watch.coding():
+                        received = self._receive_upload(cohort, member, payload)
+                    whole = {**middle, **received}
             wholes[member.key] = {tensor.name: whole[tensor.name] for tensor in self._layout.tensors}
             if payload is None or member.key in diverged or not is_finite(whole):
                 failed.append(member.key)
@@ -321,7 +326,8 @@ class ModelHost:
         meter: ByteMeter,
     ) -> bytes:
         """Encode tensors of a version, counted and held against the plan."""
-        payload = self._recipe.pack(role, tensors, self._versions[version], context)
+        with self.watch.coding():
+            payload = self._recipe.pack(role, tensors, self._versions[version], context)
         meter.charge(role, payload, planned, exact=self._recipe.chains.adapter.size_is_exact, who=who)
         return payload
 
@@ -332,7 +338,8 @@ class EdgeServer(ModelHost):
     def receive_model(self, round_index: int, node: int, payload: bytes) -> None:
         """Take the global model for one of the group's edges."""
         context = self._recipe.trunk_context(round_index, node, Role.ADAPTER_DOWN)
-        model = self._recipe.unpack(Role.ADAPTER_DOWN, self._layout.tensors, payload, context)
+        with self.watch.coding():
+            model = self._recipe.unpack(Role.ADAPTER_DOWN, self._layout.tensors, payload, context)
         self._versions[VersionKey(round_index, 0, node)] = model
 
     def send_tables(self, round_index: int, job: TableJob) -> tuple[bytes | None, bytes | None]:
@@ -385,7 +392,8 @@ class Cloud(ModelHost):
             tensors = self._model.frozen_tensors(job.split, job.parts)
         else:
             tensors = self._model.frozen_blocks(range(job.num_blocks))
-        payload = encode_frozen(tensors, context)
+        with self.watch.coding():
+            payload = encode_frozen(tensors, context)
         for _ in range(job.count):
             self._meter.charge(Role.WEIGHTS_DOWN, payload, job.num_bytes, exact=True, who="frozen weights")
 
@@ -426,7 +434,8 @@ class Cloud(ModelHost):
     def receive_model(self, node: int, payload: bytes, weight: float) -> None:
         """Take an edge's model and the number of examples behind it."""
         context = self._recipe.trunk_context(self._start.round_index, node, Role.ADAPTER_UP)
-        model = self._recipe.unpack(Role.ADAPTER_UP, self._layout.tensors, payload, context)
+        with self.watch.coding():
+            model = self._recipe.unpack(Role.ADAPTER_UP, self._layout.tensors, payload, context)
         self._edge_models[node] = (model, weight)
 
     def global_model(self) -> Adapters:

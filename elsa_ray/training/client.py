@@ -7,6 +7,7 @@ Shapes: C members, B texts, S tokens, N = C·B, D hidden width.
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -24,7 +25,7 @@ from elsa_ray.training.cohort import CALIBRATION, ByteMeter, Cohort
 from elsa_ray.training.failure import Whereabouts
 from elsa_ray.training.loss import client_losses
 from elsa_ray.training.memory import CutMemory
-from elsa_ray.training.messages import CohortMessenger, Payloads
+from elsa_ray.training.messages import Coding, CohortMessenger, Payloads
 from elsa_ray.training.misbehaviour import trained_labels
 from elsa_ray.training.optimizer import CohortOptimizer
 from elsa_ray.training.probing import (
@@ -89,6 +90,7 @@ def train_clients(
     memories: Sequence[CutMemory] | None = None,
     calibration_examples_of_members: Sequence[npt.NDArray[np.int64]] = (),
     where: Whereabouts | None = None,
+    coding: Coding = nullcontext,
 ) -> Generator[EdgeRequest, Payloads, list[ClientResult]]:
     """Train a cohort's front and back parts; yields a request to the edge twice a step and is sent its answer.
 
@@ -106,9 +108,10 @@ def train_clients(
         calibration_examples_of_members: for each member the examples that new keys and bases are made of, none where
             it has no need of them; empty for nobody.
         where: is told where the training is.
+        coding: opened around all encoding and decoding, by whoever measures it.
     """
     where = where if where is not None else Whereabouts(cohort.active_keys)
-    messenger = CohortMessenger(cohort, recipe, model.shape.hidden_size, meter, memories, where)
+    messenger = CohortMessenger(cohort, recipe, model.shape.hidden_size, meter, memories, where, coding)
     parameters = stack_adapters(adapters_of_members, model.device)
     round_index = cohort.members[0].key.round_index
     optimizer = CohortOptimizer(parameters, recipe.protocol.optimizer, recipe.learning_rate(round_index))
