@@ -14,7 +14,7 @@ from torch import Tensor
 
 from elsa_ray.aggregation.weighted import is_finite
 from elsa_ray.config.protocol import ProtocolConfig
-from elsa_ray.model.adapters import Adapters
+from elsa_ray.model.adapters import Adapters, AdapterTensor
 from elsa_ray.model.split import Part, Split
 from elsa_ray.model.tripartite import TripartiteModel
 from elsa_ray.protocols.wall_time import WallStage
@@ -99,13 +99,14 @@ class ClientPool:
         self._under_way[cohort.ticket] = where
         try:
             with naming("training", cohort.active_keys), where.at("training"):
+                held = self._model.layout.part(cohort.split, Part.FRONT, Part.BACK)
                 with self.watch.spend(WallStage.CODEC):
                     received = [
-                        self._receive(cohort, *pair, where) for pair in zip(cohort.members, adapter_down, strict=True)
+                        self._receive(held, *pair, where) for pair in zip(cohort.members, adapter_down, strict=True)
                     ]
                 trained = await self._drive(cohort, received, memories, ask_edge, meter, where)
             with self.watch.spend(WallStage.COMPUTE):
-                return self._send(cohort, received, trained, memories, meter, where)
+                return self._send(cohort, held, received, trained, memories, meter, where)
         finally:
             del self._under_way[cohort.ticket]
 
@@ -117,6 +118,7 @@ class ClientPool:
     def _send(
         self,
         cohort: Cohort,
+        held: Sequence[AdapterTensor],
         received: Sequence[Adapters],
         trained: Sequence[ClientResult],
         memories: Sequence[ClientMemory],
@@ -136,7 +138,7 @@ class ClientPool:
                 continue
             with naming("adapter_up", [member.key]), where.at("adapter_up"), where.of_member(member.key, "encoding"):
                 with self.watch.coding():
-                    payload, after = self._upload(cohort, member, own_received, result, memory)
+                    payload, after = self._upload(held, member, own_received, result, memory)
                 exact, planned = self._recipe.chains.of_upload.size_is_exact, member.planned_adapter_bytes[1]
                 meter.charge(Role.ADAPTER_UP, payload, planned, exact=exact, who=str(member.key))
                 uploads.append(payload)
@@ -147,8 +149,9 @@ class ClientPool:
                 diverged.append(member.key)
         return TrainedCohort(uploads, reports, losses, remembered, meter, tuple(diverged))
 
-    def _receive(self, cohort: Cohort, member: Member, payload: bytes | None, where: Whereabouts) -> Adapters:
-        held = self._model.layout.part(cohort.split, Part.FRONT, Part.BACK)
+    def _receive(
+        self, held: Sequence[AdapterTensor], member: Member, payload: bytes | None, where: Whereabouts
+    ) -> Adapters:
         if payload is None:
             return {tensor.name: torch.zeros(tensor.shape, dtype=self._recipe.adapter_dtype) for tensor in held}
         context = self._recipe.context(member.key, Role.ADAPTER_DOWN)
@@ -156,10 +159,15 @@ class ClientPool:
             return self._recipe.unpack(Role.ADAPTER_DOWN, held, payload, context)
 
     def _upload(
-        self, cohort: Cohort, member: Member, received: Adapters, result: ClientResult, memory: ClientMemory
+        self,
+        held: Sequence[AdapterTensor],
+        member: Member,
+        received: Adapters,
+        result: ClientResult,
+        memory: ClientMemory,
     ) -> tuple[bytes, ClientMemory]:
         """Encode what a client sends, honest or not; returns the payload and what the client then remembers."""
-        recipe, held = self._recipe, self._model.layout.part(cohort.split, Part.FRONT, Part.BACK)
+        recipe = self._recipe
         deed = recipe.misbehaviour_of(member.key)
         sent = sent_adapters(deed, received, result.adapters, memory.first_sent, member.key, recipe.seed)
         context = recipe.context(member.key, Role.ADAPTER_UP)

@@ -175,8 +175,8 @@ def _split_step(
     down = yield EdgeRequest(EdgeCall.FORWARD, step, up)
     h2_NSD, _, _ = messenger.decode(Role.ACTIVATION_DOWN, step, down, model.dtype, model.device)
     h2_NSD.requires_grad_()
-    logits = model.back(h2_NSD, mask_NS, _held(model, cohort, parameters, Part.BACK), cohort.split)
-    losses_C = client_losses(logits, batch)
+    held, layers = _held(model, cohort, parameters, Part.BACK), cohort.split.layers(Part.BACK)
+    losses_C = client_losses(model.scores(h2_NSD, mask_NS, held, layers), batch)
     losses_C.sum().backward()
     assert h2_NSD.grad is not None
     up = messenger.encode(Role.GRADIENT_UP, step, h2_NSD.grad, batch.sizes, batch.lengths_CB)
@@ -189,11 +189,8 @@ def _split_step(
 def _local_step(model: TripartiteModel, cohort: Cohort, parameters: Adapters, batch: CohortBatch) -> Tensor:
     """One step of the whole model on the client."""
     mask_NS = batch.mask_NS.to(model.device)
-    hidden_NSD = model.front(
-        batch.ids_NS.to(model.device), mask_NS, _held(model, cohort, parameters, Part.FRONT), cohort.split
-    )
-    logits = model.back(hidden_NSD, mask_NS, _held(model, cohort, parameters, Part.BACK), cohort.split)
-    losses_C = client_losses(logits, batch)
+    embedded_NSD, layers = model.embed(batch.ids_NS.to(model.device)), cohort.split.layers(Part.FRONT)
+    losses_C = client_losses(model.scores(embedded_NSD, mask_NS, parameters, layers), batch)
     losses_C.sum().backward()
     return losses_C
 
