@@ -32,7 +32,8 @@ from elsa_ray.records.folder import (
     new_default_folder,
 )
 from elsa_ray.records.log import logged_to
-from elsa_ray.records.progress import RunProgress, print_start, print_summary
+from elsa_ray.records.profile import Profile, profile_table, write_profile
+from elsa_ray.records.progress import RunProgress, print_start, print_summary, print_table
 from elsa_ray.records.reading import EARLY_ENDS, RunRecord, read_run
 from elsa_ray.records.report import REPORT, write_report
 from elsa_ray.records.round import Round
@@ -80,6 +81,7 @@ def run(
     out: str | Path | None = None,
     address: str | None = None,
     console: Console | None = None,
+    profile: bool = False,
 ) -> Run:
     """Run an experiment to its end and record it.
 
@@ -90,6 +92,7 @@ def run(
             new one, which is copied to the URI after every round.
         address: of a running Ray cluster.
         console: where progress is shown; None shows nothing.
+        profile: show at the end where the wall time went, by actor and stage; ``profile.json`` has it in any case.
 
     Raises:
         InputError: the input is wrong; nothing was started.
@@ -107,7 +110,7 @@ def run(
         storage.claim()
     with RunFolder.create(None if storage else out, prepared.config) as folder, kept_for_one(folder.path):
         mirror = Mirror(folder.path, storage, console)
-        return _Recorder(prepared, provenance, folder, mirror, console).record(address)
+        return _Recorder(prepared, provenance, folder, mirror, console, shows_profile=profile).record(address)
 
 
 def resume(
@@ -116,6 +119,7 @@ def resume(
     overrides: Sequence[str] = (),
     address: str | None = None,
     console: Console | None = None,
+    profile: bool = False,
 ) -> Run:
     """Go on with a run that was interrupted, has failed or was killed, from its last checkpoint.
 
@@ -129,6 +133,7 @@ def resume(
             failed.
         address: of a running Ray cluster.
         console: where progress is shown; None shows nothing.
+        profile: show at the end where the wall time went, by actor and stage; ``profile.json`` has it in any case.
 
     Raises:
         InputError: there is no run or no checkpoint; something has changed that the run rests on, or is overridden; or
@@ -138,7 +143,7 @@ def resume(
     """
     console = console or Console(quiet=True)
     if not is_uri(run):
-        return _resume(Path(run), overrides, address, remembered_storage(Path(run)), console)
+        return _resume(Path(run), overrides, address, remembered_storage(Path(run)), console, profile)
     storage = Storage.at(str(run), "--resume")
     folder = new_default_folder(storage.name)
     try:
@@ -147,10 +152,17 @@ def resume(
     except InputError:
         shutil.rmtree(folder)
         raise
-    return _resume(folder, overrides, address, storage, console)
+    return _resume(folder, overrides, address, storage, console, profile)
 
 
-def _resume(run: Path, overrides: Sequence[str], address: str | None, storage: Storage | None, console: Console) -> Run:
+def _resume(
+    run: Path,
+    overrides: Sequence[str],
+    address: str | None,
+    storage: Storage | None,
+    console: Console,
+    profile: bool,
+) -> Run:
     record = read_run(run)
     if record.summary is not None and record.summary["stop_reason"] not in EARLY_ENDS:
         return _conclude_finished(record, record.summary, storage, console)
@@ -170,7 +182,8 @@ def _resume(run: Path, overrides: Sequence[str], address: str | None, storage: S
         keep_last(run, max(1, config.runtime.keep_checkpoints))
         with RunFolder.reopen(run, prepared.config, stored.num_rounds, before.records) as folder:
             mirror = Mirror(folder.path, storage, console)
-            return _Recorder(prepared, provenance, folder, mirror, console, before).record(address)
+            recorder = _Recorder(prepared, provenance, folder, mirror, console, before, shows_profile=profile)
+            return recorder.record(address)
 
 
 def _conclude_finished(record: RunRecord, summary: dict[str, Any], storage: Storage | None, console: Console) -> Run:
@@ -270,7 +283,10 @@ class _Recorder:
         mirror: Mirror,
         console: Console,
         before: Checkpoint | None = None,
+        *,
+        shows_profile: bool = False,
     ) -> None:
+        self._shows_profile = shows_profile
         self._prepared, self._folder, self._console, self._before = prepared, folder, console, before
         self._mirror = mirror
         self._state = before.protocol if before is not None else prepared.protocol.start(None)
@@ -282,6 +298,7 @@ class _Recorder:
             type(self._state),
         )
         self._worker_memory_bytes = 0
+        self._profile = Profile()
         self._fingerprints: Mapping[str, Sequence[NumericFingerprint]] = {}
         self._begin = perf_counter()
 
@@ -317,12 +334,14 @@ class _Recorder:
                 self._state = self._prepared.protocol.start(adapters)
             else:
                 world_state = self._before.world
+            executor.take_wall_seconds()  # of the start, in which workers that are there wait for others
             for finished in rounds(self._prepared, self._state, executor, world_state):
                 with uninterrupted():
                     self._write(finished)
                 self._mirror.catch_up()
                 executor.observe(finished.report, finished.results, finished.wall_seconds)
                 progress.round(finished)
+                self._profile.add(executor.take_wall_seconds())
                 _LOGGER.info("round %d of %s is finished", finished.state.round_index, self._prepared.config.name)
             self._worker_memory_bytes = executor.peak_memory_bytes()
 
@@ -362,15 +381,19 @@ class _Recorder:
             wall_seconds=self._wall_seconds(),
             worker_memory_bytes=self._worker_memory_bytes,
         )
+        profile = self._profile.figures(perf_counter() - self._begin)
         with self._console.status("writing adapter and report"):
             if self._state.adapters is not None:
                 export_adapter(self._folder.path, self._state.adapters, self._prepared.setting)
+            write_profile(self._folder.path, profile)
             # After the adapter: what has a summary of its end is not gone on with.
             self._folder.finish(summary)
             write_report(self._folder.path)
         if stop_reason is None:
             forget_parts(self._folder.path)
         print_summary(summary, self._folder.path, self._console)
+        if self._shows_profile:
+            print_table(profile_table(profile), self._console)
         self._mirror.finish(for_good=stop_reason is None)
         return Run(self._folder.path, summary, self._state.adapters)
 

@@ -57,6 +57,7 @@ def run(
             metavar="RUN", help="Instead of CONFIG: go on with a run that was interrupted: its folder or URI."
         ),
     ] = None,
+    profile: Annotated[bool, typer.Option("--profile", help="Show at the end where the wall time went.")] = False,
 ) -> None:
     """Train an experiment and write its records.
 
@@ -71,15 +72,17 @@ def run(
         for option, is_given in given.items():
             if is_given:
                 raise InputError("--resume", f"a run together with {option}", f"a run's folder without {option}")
-        api.resume(resume, overrides=set_ or (), address=address, console=Console())
+        api.resume(resume, overrides=set_ or (), address=address, console=Console(), profile=profile)
     elif config is None:
         raise InputError("CONFIG", "nothing", "an experiment's YAML file, or --resume RUN")
     elif dry_run:
         if out is not None:
             raise InputError("--out", f"{out} together with --dry-run", "one of both: a dry run writes nothing")
+        if profile:
+            raise InputError("--profile", "it together with --dry-run", "one of both: a dry run trains nothing")
         api.dry_run(config, overrides=set_ or (), address=address, console=Console())
     else:
-        api.run(config, overrides=set_ or (), out=out, address=address, console=Console())
+        api.run(config, overrides=set_ or (), out=out, address=address, console=Console(), profile=profile)
 
 
 @app.command()

@@ -45,7 +45,7 @@ def test_a_run_leaves_its_records(folder: Path, capsys: pytest.CaptureFixture[st
     names = {path.name for path in (folder / "out").iterdir()}
     assert names == {
         *("config.yaml", "summary.json", "rounds.jsonl", "transfers.parquet", "events.parquet"),
-        *("adapter", "base", "report.html", "run.log", "checkpoints"),
+        *("adapter", "base", "report.html", "run.log", "checkpoints", "profile.json"),
     }
     summary = json.loads((folder / "out" / "summary.json").read_text())
     transfers = pyarrow.parquet.read_table(folder / "out" / "transfers.parquet").to_pydict()

@@ -21,15 +21,19 @@ def weighted_mean(adapter_sets: Sequence[Adapters], weights: Sequence[float]) ->
     if not counted:
         raise ValueError("a mean needs at least one set of positive weight")
     total = sum(weight for _, weight in counted)
-    mean = {}
-    for name, first in counted[0][0].items():
-        summed = torch.zeros_like(first, dtype=torch.float64)
-        for adapters, weight in counted:
-            summed += adapters[name].double() * weight
-        mean[name] = (summed / total).to(first.dtype)
-    return mean
+    first = counted[0][0]
+    # As one row of numbers a set: a few large sums instead of many small ones, each number added in the same order.
+    summed_N = torch.zeros(sum(tensor.numel() for tensor in first.values()), dtype=torch.float64)
+    for adapters, weight in counted:
+        own_N = torch.cat([adapters[name].reshape(-1) for name in first]).double()
+        summed_N += own_N.mul_(weight)
+    pieces = (summed_N / total).split([tensor.numel() for tensor in first.values()])
+    return {
+        name: piece.reshape(tensor.shape).to(tensor.dtype, copy=True)
+        for (name, tensor), piece in zip(first.items(), pieces, strict=True)
+    }
 
 
 def is_finite(adapters: Adapters) -> bool:
     """Tell whether all numbers are finite."""
-    return all(bool(torch.isfinite(tensor).all()) for tensor in adapters.values())
+    return bool(torch.cat([tensor.reshape(-1) for tensor in adapters.values()]).isfinite().all())

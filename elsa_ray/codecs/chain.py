@@ -55,6 +55,11 @@ class CodecChain:
         return last if last is not None else WIRE_DTYPES[self.wire_dtype]
 
     @property
+    def is_plain(self) -> bool:
+        """Whether numbers are written one by one as they are: no stage, so rows and tensors can be joined freely."""
+        return not self.stages
+
+    @property
     def size_is_exact(self) -> bool:
         """Whether ``body_bytes`` is exact, not an upper bound."""
         return all(stage.size_is_exact for stage in self.stages)

@@ -31,9 +31,11 @@ class LoraLinear(nn.Module):
         a_CRI = self.bound["lora_A.weight"].to(x_NSI.dtype)
         b_COR = self.bound["lora_B.weight"].to(x_NSI.dtype)
         x_CTI = x_NSI.reshape(a_CRI.shape[0], -1, x_NSI.shape[-1])
-        low_rank_CTO = torch.bmm(torch.bmm(x_CTI, a_CRI.transpose(1, 2)), b_COR.transpose(1, 2))
+        low_rank_CTR = torch.bmm(x_CTI, a_CRI.transpose(1, 2))
         out_NSO: Tensor = self.base(x_NSI)
-        return out_NSO + (low_rank_CTO * self.scaling).reshape(out_NSO.shape)
+        out_CTO = out_NSO.reshape(a_CRI.shape[0], -1, out_NSO.shape[-1])
+        # Product, scaling and sum in one pass over the output.
+        return torch.baddbmm(out_CTO, low_rank_CTR, b_COR.transpose(1, 2), alpha=self.scaling).reshape(out_NSO.shape)
 
 
 class FullLinear(nn.Module):

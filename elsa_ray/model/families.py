@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.bert.modeling_bert import eager_attention_forward
 
 from elsa_ray.config.errors import InputError
 from elsa_ray.model.shape import BlockShape, HeadLayer, LinearShape, ModelShape
@@ -44,6 +46,11 @@ class Family(ABC):
     @abstractmethod
     def before_head(self, model: PreTrainedModel, hidden_NSD: Tensor, mask_NS: Tensor) -> Tensor:
         """Return what the head reads: [N, D] for classification, [N, S, D] for causal language modelling."""
+
+    def last_block(self, model: PreTrainedModel, block: nn.Module, hidden_NSD: Tensor, inputs: BlockInputs) -> Tensor:
+        """Run the last block for the states that ``before_head`` reads, at their places; by default for all."""
+        states: Tensor = block(hidden_NSD, **inputs)
+        return states
 
     def summary_state(self, hidden_NSD: Tensor, mask_NS: Tensor) -> Tensor:
         """Return the one state [N, D] that stands for a whole text: of a causal model its last real token's."""
@@ -122,6 +129,29 @@ class EncoderFamily(Family):
         """Return the bidirectional attention mask."""
         mask = create_bidirectional_mask(config=model.config, inputs_embeds=hidden_NSD, attention_mask=mask_NS)
         return {"attention_mask": mask}
+
+    def last_block(self, model: PreTrainedModel, block: nn.Module, hidden_NSD: Tensor, inputs: BlockInputs) -> Tensor:
+        """Return the first token's state [N, 1, D] alone: all others only give their keys and values."""
+        first_N1D, attention = hidden_NSD[:, :1], block.get_submodule("attention")
+        own, mask = attention.get_submodule("self"), inputs["attention_mask"]
+
+        def heads(layer: str, states: Tensor) -> Tensor:
+            projected: Tensor = own.get_submodule(layer)(states)
+            return projected.unflatten(-1, (-1, own.attention_head_size)).transpose(1, 2)
+
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(model.config._attn_implementation, eager_attention_forward)
+        mixed, _ = attend(
+            own,
+            heads("query", first_N1D),
+            heads("key", hidden_NSD),
+            heads("value", hidden_NSD),
+            None if mask is None else mask[:, :, :1],
+            dropout=0.0,
+            scaling=own.scaling,
+        )
+        attended = attention.get_submodule("output")(mixed.flatten(2), first_N1D)
+        state: Tensor = block.get_submodule("output")(block.get_submodule("intermediate")(attended), attended)
+        return state
 
     def before_head(self, model: PreTrainedModel, hidden_NSD: Tensor, mask_NS: Tensor) -> Tensor:
         """Return the first token's state, pooled where the architecture has a pooler."""

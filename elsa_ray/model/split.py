@@ -51,7 +51,9 @@ class Split:
         """Return the part that holds a block, or the head (``None``)."""
         if layer is None:
             return Part.BACK
-        return next(part for part in Part if layer in self.layers(part))
+        if layer < self.front:
+            return Part.FRONT
+        return Part.MIDDLE if layer < self.front + self.middle else Part.BACK
 
 
 def cut(num_layers: int, front: int, back: int) -> Split:

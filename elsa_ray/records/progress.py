@@ -163,7 +163,7 @@ def print_summary(summary: Mapping[str, Any], folder: Path, console: Console) ->
     """
     tables = all_tables(summary) if summary["executor"] == "none" else short_tables(summary)
     for table in tables:
-        _print_table(table, console)
+        print_table(table, console)
     metrics = summary["metrics"]
     rows = {"ended by": f"{summary['stop_reason']}, after {summary['rounds_completed']} rounds"}
     if summary["accuracy"] is not None:
@@ -199,7 +199,8 @@ def _print_rows(rows: Mapping[str, str], title: str, console: Console) -> None:
     console.print(table, highlight=False)
 
 
-def _print_table(text: TextTable, console: Console) -> None:
+def print_table(text: TextTable, console: Console) -> None:
+    """Show a table, with its note below."""
     table = Table(title=text.title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for number, title in enumerate(text.header):
         table.add_column(title, justify="left" if number < text.num_texts else "right", header_style="dim")

@@ -23,6 +23,7 @@ from elsa_ray.records.charts import SERIES, bar_chart, line_chart
 from elsa_ray.records.drawing import MOST_CLIENTS_DRAWN, topology_svg
 from elsa_ray.records.intervals import clients_of_round, longest_round
 from elsa_ray.records.json_text import write_whole
+from elsa_ray.records.profile import profile_table, read_profile
 from elsa_ray.records.reading import RunRecord, read_run
 from elsa_ray.records.timeline_charts import gantt_svg, links_svg
 from elsa_ray.world.roles import Role
@@ -70,6 +71,7 @@ def render_report(run: RunRecord) -> str:
         lstrip_blocks=True,
     )
     network = make_network(run.config.topology, run.config.seed, run.path)
+    profile = read_profile(run.path)
     figures = run.figures
     return environment.get_template("report.html.jinja").render(
         human=human,
@@ -83,6 +85,7 @@ def render_report(run: RunRecord) -> str:
         spending=_spending_charts(figures),
         answers=all_tables(figures),
         pictures=_pictures_of_a_round(run, network),
+        profile=[profile_table(profile)] if profile is not None else [],
         topology=_topology_chart(run, network),
         rounds=run.rounds,
         previous_bytes=[0, *(line["num_bytes"] for line in run.rounds)],

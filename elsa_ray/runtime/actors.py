@@ -28,12 +28,14 @@ from elsa_ray.model.families import family_of
 from elsa_ray.model.shape import ModelShape
 from elsa_ray.model.split import Split
 from elsa_ray.model.tripartite import TripartiteModel
+from elsa_ray.protocols.wall_time import WallSeconds, WallStage
 from elsa_ray.runtime.failure import WaitTimeoutError, WorkerError, WorkerLostError, naming
 from elsa_ray.runtime.fingerprint import NumericFingerprint, this_process
 from elsa_ray.runtime.gpu_memory import hold_to
 from elsa_ray.runtime.host import Cloud, EdgeServer, ModelHost
 from elsa_ray.runtime.metrics import WorkerMetrics
 from elsa_ray.runtime.pool import ClientPool, TrainedCohort
+from elsa_ray.runtime.stopwatch import Stopwatch
 from elsa_ray.runtime.weights import PackedModel, unpack_model
 from elsa_ray.tasks.task import Task
 from elsa_ray.training.client import EdgeRequest
@@ -112,12 +114,18 @@ class HostActor(_Actor):
     def __init__(self, kind: type[ModelHost], settings: WorkerSettings, packed: PackedModel) -> None:
         self._device = settings.device
         self._metrics = WorkerMetrics(settings.run, "cloud" if kind is Cloud else "edge")
-        self._host = kind(settings.build_model(packed), settings.recipe)
+        model = settings.build_model(packed)
+        self._watch = Stopwatch(alone=True)
+        self._host = kind(model, settings.recipe, self._watch)
 
     def call(self, method: str, *arguments: Any) -> Any:
         """Call a method of the host."""
-        with self._metrics.timed(method), naming(method, ()):
+        with self._metrics.timed(method), naming(method, ()), self._watch.spend(WallStage.COMPUTE):
             return getattr(self._host, method)(*arguments)
+
+    def take_wall_seconds(self) -> WallSeconds:
+        """Return what this host has spent its time on since it was asked last."""
+        return self._watch.take()
 
 
 WATCHING = "watching"
@@ -132,7 +140,9 @@ class PoolActor(_Actor):
         self._metrics = WorkerMetrics(settings.run, "pool")
         self._timeout_seconds = settings.timeout_seconds
         self._thread: int | None = None
-        self._pool = ClientPool(settings.build_model(packed), settings.recipe, task)
+        model = settings.build_model(packed)
+        self._watch = Stopwatch(alone=True)
+        self._pool = ClientPool(model, settings.recipe, task, self._watch)
 
     async def train(
         self,
@@ -164,6 +174,11 @@ class PoolActor(_Actor):
     async def alive(self) -> bool:
         """Answer."""
         return True
+
+    @ray.method(concurrency_group=WATCHING)
+    async def take_wall_seconds(self) -> WallSeconds:
+        """Return what this pool has spent its time on since it was asked last."""
+        return self._watch.take()
 
     @ray.method(concurrency_group=WATCHING)
     async def doing(self, ticket: tuple[str, int]) -> tuple[Doing, str] | None:

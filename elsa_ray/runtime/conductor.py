@@ -20,6 +20,7 @@ from elsa_ray.model.adapters import Adapters
 from elsa_ray.model.split import Split
 from elsa_ray.protocols.protocol import ProtocolState, RoundResults
 from elsa_ray.protocols.setting import Setting
+from elsa_ray.protocols.wall_time import WallSeconds
 from elsa_ray.runtime.attempts import MEMORY_HINT, Attempts
 from elsa_ray.runtime.failure import WorkerError, WorkerLostError, times
 from elsa_ray.runtime.host import HostReport
@@ -71,6 +72,10 @@ class Workers(Pools):
     @abstractmethod
     async def score(self, pool: int, adapters: Any, piece: int, split: Split | None) -> Score:
         """Let a pool score a piece of the test set; see ClientPool.score."""
+
+    def take_wall_seconds(self) -> Mapping[str, WallSeconds]:
+        """Return what each worker has spent its wall time on since this was called last; who is silent is left out."""
+        return {}
 
     def share(self, adapters: Adapters) -> Any:
         """Return a handle to adapters that are given to many calls."""

@@ -6,6 +6,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -15,12 +16,14 @@ from elsa_ray.model.split import Split
 from elsa_ray.model.tripartite import TripartiteModel
 from elsa_ray.protocols.protocol import ProtocolState, RoundReport, RoundResults
 from elsa_ray.protocols.setting import Setting
+from elsa_ray.protocols.wall_time import DRIVER, WallSeconds, WallStage
 from elsa_ray.runtime.conductor import Conductor, Workers
 from elsa_ray.runtime.failure import naming
 from elsa_ray.runtime.fingerprint import NumericFingerprint, this_process
 from elsa_ray.runtime.host import Cloud, EdgeServer, ModelHost
-from elsa_ray.runtime.jobs import CLOUD, host_names, host_of_node, round_job
+from elsa_ray.runtime.jobs import CLOUD, host_names, host_of_node, pool_name, round_job
 from elsa_ray.runtime.pool import ClientPool, TrainedCohort
+from elsa_ray.runtime.stopwatch import Stopwatch
 from elsa_ray.training.client import EdgeRequest
 from elsa_ray.training.cohort import Cohort
 from elsa_ray.training.evaluation import Score
@@ -35,6 +38,9 @@ class Executor(ABC):
     """Trains what a timeline says has survived. Use it as a context manager: it may hold workers."""
 
     name: str
+
+    def __init__(self, watch: Stopwatch | None = None) -> None:
+        self._watch = watch if watch is not None else Stopwatch(WallStage.COMPUTE, alone=True)
 
     @abstractmethod
     def run(self, plan: Plan, timeline: Timeline, state: ProtocolState, *, evaluate: bool) -> RoundResults:
@@ -58,6 +64,13 @@ class Executor(ABC):
         """Return the workers' numeric fingerprints by kind of worker; none where nothing is computed."""
         return {}
 
+    def take_wall_seconds(self) -> Mapping[str, WallSeconds]:
+        """Return what each actor has spent its wall time on since this was called last: this process first.
+
+        An actor that has been started since, or does not answer, has less than the time that has passed.
+        """
+        return {DRIVER: self._watch.take()}
+
     def observe(self, report: RoundReport, results: RoundResults, wall_seconds: Mapping[str, float]) -> None:
         """Hear of a finished round, for whoever watches the workers."""
         return None
@@ -76,8 +89,9 @@ class NoExecutor(Executor):
 class ConductedExecutor(Executor):
     """Runs the conductor's rounds on workers of some kind."""
 
-    def __init__(self, setting: Setting, workers: Workers) -> None:
-        self._setting = setting
+    def __init__(self, setting: Setting, workers: Workers, watch: Stopwatch | None = None) -> None:
+        super().__init__(watch)
+        self._setting, self._take_of_workers = setting, workers.take_wall_seconds
         self._conductor = Conductor(workers, setting)
         # One event loop for all rounds: making one is not safe against a Ctrl-C that comes in between.
         self._loop = asyncio.Runner()
@@ -87,7 +101,12 @@ class ConductedExecutor(Executor):
         assert state.adapters is not None, "a run that trains starts from adapters"
         job = round_job(self._setting, plan, timeline)
         hosts = {version: host_of_node(self._setting, version.node) for version in state.versions}
-        return self._run_to_end(self._conductor.run_round(job, state, hosts, evaluate=evaluate))
+        with self._watch.conducting():
+            return self._run_to_end(self._conductor.run_round(job, state, hosts, evaluate=evaluate))
+
+    def take_wall_seconds(self) -> Mapping[str, WallSeconds]:
+        """Return what this process and all workers have spent their time on."""
+        return {**super().take_wall_seconds(), **self._take_of_workers()}
 
     def close(self) -> None:
         """End the event loop."""
@@ -126,7 +145,8 @@ class InlineExecutor(ConductedExecutor):
     def __init__(self, setting: Setting, model: TripartiteModel, recipe: Recipe) -> None:
         self._threads_before = torch.get_num_threads()
         torch.set_num_threads(setting.config.runtime.threads)
-        super().__init__(setting, InlineWorkers(setting, model, recipe))
+        watch = Stopwatch(WallStage.COMPUTE, alone=False)
+        super().__init__(setting, InlineWorkers(setting, model, recipe, watch), watch)
 
     def fingerprints(self) -> Mapping[str, Sequence[NumericFingerprint]]:
         """Return this process's."""
@@ -144,7 +164,10 @@ class InlineWorkers(Workers):
     num_pools = 1
     in_flight = 1
 
-    def __init__(self, setting: Setting, model: TripartiteModel, recipe: Recipe) -> None:
+    def __init__(
+        self, setting: Setting, model: TripartiteModel, recipe: Recipe, driver: Stopwatch | None = None
+    ) -> None:
+        self._driver = driver if driver is not None else Stopwatch(WallStage.COMPUTE, alone=False)
         self._pool = ClientPool(model, recipe, setting.task)
         self._hosts: dict[str, ModelHost] = {name: EdgeServer(model, recipe) for name in host_names(setting)}
         self._hosts[CLOUD] = Cloud(model, recipe)
@@ -152,8 +175,9 @@ class InlineWorkers(Workers):
 
     async def call_host(self, host: str, method: str, *arguments: Any) -> Any:
         """Call it here and now."""
-        with naming(f"{host}: {method}", ()):
-            return getattr(self._hosts[host], method)(*arguments)
+        own = self._hosts[host]
+        with naming(f"{host}: {method}", ()), self._driver_waits(), own.watch.spend(WallStage.COMPUTE):
+            return getattr(own, method)(*arguments)
 
     async def train(
         self, pool: int, cohort: Cohort, host: str, adapter_down: list[bytes | None], memories: list[ClientMemory]
@@ -161,10 +185,23 @@ class InlineWorkers(Workers):
         """Train a cohort here and now."""
 
         async def ask_edge(request: EdgeRequest) -> Payloads:
-            return self._hosts[host].answer(cohort.ticket, request)
+            own = self._hosts[host]
+            with own.watch.spend(WallStage.COMPUTE):
+                return own.answer(cohort.ticket, request)
 
-        return await self._pool.train(cohort, adapter_down, memories, ask_edge)
+        with self._driver_waits():
+            # Nothing in it gives way to anything else: the edge answers at once.
+            return await self._pool.train(cohort, adapter_down, memories, ask_edge)
 
     async def score(self, pool: int, adapters: Adapters, piece: int, split: Split | None) -> Score:
         """Score a piece here and now."""
-        return self._pool.score(adapters, piece, split)
+        with self._driver_waits():
+            return self._pool.score(adapters, piece, split)
+
+    def take_wall_seconds(self) -> Mapping[str, WallSeconds]:
+        """Return what each has spent while it was its turn; waiting is the turns of others."""
+        watches = {**{name: host.watch for name, host in self._hosts.items()}, pool_name(0): self._pool.watch}
+        return {name: watch.take() for name, watch in watches.items()}
+
+    def _driver_waits(self) -> AbstractContextManager[None]:
+        return self._driver.spend(WallStage.WAITING)

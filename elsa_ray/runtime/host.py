@@ -12,12 +12,13 @@ import torch
 from elsa_ray.aggregation.weighted import is_finite, weighted_mean
 from elsa_ray.clustering.trust import TrustEvent, TrustState
 from elsa_ray.codecs.codec import CodecContext
-from elsa_ray.codecs.wire import encode_frozen
+from elsa_ray.codecs.wire import encode_frozen, readdressed
 from elsa_ray.model.adapters import Adapters, AdapterTensor
-from elsa_ray.model.split import Part
+from elsa_ray.model.split import Part, Split
 from elsa_ray.model.tripartite import TripartiteModel
 from elsa_ray.runtime.failure import WorkerError, naming
 from elsa_ray.runtime.jobs import FrozenJob, GatherJob, NoticeJob, TableJob
+from elsa_ray.runtime.stopwatch import Stopwatch
 from elsa_ray.training.client import EdgeRequest
 from elsa_ray.training.cohort import ByteMeter, Cohort, Member, VersionKey
 from elsa_ray.training.edge import EdgeCohort
@@ -78,9 +79,11 @@ class ModelHost:
     Args:
         model: the frozen backbone.
         recipe: seed, optimiser, chains.
+        watch: of the actor.
     """
 
-    def __init__(self, model: TripartiteModel, recipe: Recipe) -> None:
+    def __init__(self, model: TripartiteModel, recipe: Recipe, watch: Stopwatch | None = None) -> None:
+        self.watch = watch if watch is not None else Stopwatch(alone=False)
         self._model, self._recipe = model, recipe
         self._layout = model.layout
         self.begin_round({}, {})
@@ -93,6 +96,7 @@ class ModelHost:
             trust: standings of clients.
         """
         self._versions: dict[VersionKey, Adapters] = dict(versions)
+        self._sent: dict[tuple[VersionKey, Split], bytes] = {}
         self._trust: dict[int, TrustState] = dict(trust)
         self._judged: dict[int, TrustState] = {}
         self._decisions: list[TrustEvent] = []
@@ -118,11 +122,12 @@ class ModelHost:
         """
         meter, payloads = ByteMeter(), []
         middle = self._layout.part(cohort.split, Part.MIDDLE)
+        held = self._layout.part(cohort.split, Part.FRONT, Part.BACK)
         for member in cohort.members:
             with naming("adapter_down", [member.key]), naming_clients("adapter_down", [member.key]):
-                payloads.append(self._adapter_down(cohort, member, meter))
+                payloads.append(self._adapter_down(cohort, held, member, meter))
         copies = [{t.name: self._versions[member.version][t.name] for t in middle} for member in cohort.members]
-        edge_cohort = EdgeCohort(self._model, cohort, self._recipe, copies, meter, memories)
+        edge_cohort = EdgeCohort(self._model, cohort, self._recipe, copies, meter, memories, self.watch.coding)
         self._cohorts[cohort.name] = _Training(cohort, edge_cohort, meter)
         return payloads
 
@@ -167,12 +172,15 @@ class ModelHost:
         """
         training = self._training(ticket)
         cohort, failed = training.cohort, []
+        held = self._layout.part(cohort.split, Part.FRONT, Part.BACK)
         wholes: dict[WorkKey, Adapters] = {}
         for member, payload, middle in zip(cohort.members, uploads, training.edge_cohort.adapters(), strict=True):
             whole = self._versions[member.version]
             if payload is not None:
                 with naming("adapter_up", [member.key]), naming_clients("adapter_up", [member.key]):
-                    whole = {**middle, **self._receive_upload(cohort, member, payload)}
+                    with self.watch.coding():
+                        received = self._receive_upload(held, member, payload)
+                    whole = {**middle, **received}
             wholes[member.key] = {tensor.name: whole[tensor.name] for tensor in self._layout.tensors}
             if payload is None or member.key in diverged or not is_finite(whole):
                 failed.append(member.key)
@@ -218,9 +226,9 @@ class ModelHost:
         failed, decisions = tuple(sorted(self._failed)), tuple(self._decisions)
         return HostReport(kept, failed, self._meter, self._judged, decisions, self._fingerprints)
 
-    def _receive_upload(self, cohort: Cohort, member: Member, payload: bytes) -> Adapters:
+    def _receive_upload(self, held: Sequence[AdapterTensor], member: Member, payload: bytes) -> Adapters:
         """Decode a member's adapters; of an update they are what the member had received, plus it."""
-        recipe, held = self._recipe, self._layout.part(cohort.split, Part.FRONT, Part.BACK)
+        recipe = self._recipe
         received: Adapters = {}
         if recipe.chains.update is not None:
             context = recipe.context(member.key, Role.ADAPTER_DOWN)
@@ -293,13 +301,23 @@ class ModelHost:
         factor_of_key = dict(zip(in_order, judgement.weights_N.tolist(), strict=True))
         return [factor_of_key.get(key, 1.0) for key in arrivals]
 
-    def _adapter_down(self, cohort: Cohort, member: Member, meter: ByteMeter) -> bytes | None:
+    def _adapter_down(
+        self, cohort: Cohort, held: Sequence[AdapterTensor], member: Member, meter: ByteMeter
+    ) -> bytes | None:
         if member.key in cohort.failed:
             return None
-        held = self._layout.part(cohort.split, Part.FRONT, Part.BACK)
-        context, planned = self._recipe.context(member.key, Role.ADAPTER_DOWN), member.planned_adapter_bytes[0]
+        role, chain, model = Role.ADAPTER_DOWN, self._recipe.chains.adapter, (member.version, cohort.split)
+        context, planned = self._recipe.context(member.key, role), member.planned_adapter_bytes[0]
         who = str(member.key)
-        return self._encode(Role.ADAPTER_DOWN, held, member.version, context, planned, who=who, meter=meter)
+        if not chain.is_plain or model not in self._sent:
+            payload = self._encode(role, held, member.version, context, planned, who=who, meter=meter)
+            self._sent[model] = payload
+            return payload
+        # Many start from the same model: it is written once, and its header for each.
+        with self.watch.coding():
+            payload = readdressed(chain, role, self._sent[model], context)
+        meter.charge(role, payload, planned, exact=True, who=who)
+        return payload
 
     @property
     def _fingerprint_columns(self) -> int:
@@ -321,7 +339,8 @@ class ModelHost:
         meter: ByteMeter,
     ) -> bytes:
         """Encode tensors of a version, counted and held against the plan."""
-        payload = self._recipe.pack(role, tensors, self._versions[version], context)
+        with self.watch.coding():
+            payload = self._recipe.pack(role, tensors, self._versions[version], context)
         meter.charge(role, payload, planned, exact=self._recipe.chains.adapter.size_is_exact, who=who)
         return payload
 
@@ -332,7 +351,8 @@ class EdgeServer(ModelHost):
     def receive_model(self, round_index: int, node: int, payload: bytes) -> None:
         """Take the global model for one of the group's edges."""
         context = self._recipe.trunk_context(round_index, node, Role.ADAPTER_DOWN)
-        model = self._recipe.unpack(Role.ADAPTER_DOWN, self._layout.tensors, payload, context)
+        with self.watch.coding():
+            model = self._recipe.unpack(Role.ADAPTER_DOWN, self._layout.tensors, payload, context)
         self._versions[VersionKey(round_index, 0, node)] = model
 
     def send_tables(self, round_index: int, job: TableJob) -> tuple[bytes | None, bytes | None]:
@@ -385,7 +405,8 @@ class Cloud(ModelHost):
             tensors = self._model.frozen_tensors(job.split, job.parts)
         else:
             tensors = self._model.frozen_blocks(range(job.num_blocks))
-        payload = encode_frozen(tensors, context)
+        with self.watch.coding():
+            payload = encode_frozen(tensors, context)
         for _ in range(job.count):
             self._meter.charge(Role.WEIGHTS_DOWN, payload, job.num_bytes, exact=True, who="frozen weights")
 
@@ -426,7 +447,8 @@ class Cloud(ModelHost):
     def receive_model(self, node: int, payload: bytes, weight: float) -> None:
         """Take an edge's model and the number of examples behind it."""
         context = self._recipe.trunk_context(self._start.round_index, node, Role.ADAPTER_UP)
-        model = self._recipe.unpack(Role.ADAPTER_UP, self._layout.tensors, payload, context)
+        with self.watch.coding():
+            model = self._recipe.unpack(Role.ADAPTER_UP, self._layout.tensors, payload, context)
         self._edge_models[node] = (model, weight)
 
     def global_model(self) -> Adapters:

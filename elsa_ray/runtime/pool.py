@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -13,10 +14,12 @@ from torch import Tensor
 
 from elsa_ray.aggregation.weighted import is_finite
 from elsa_ray.config.protocol import ProtocolConfig
-from elsa_ray.model.adapters import Adapters
+from elsa_ray.model.adapters import Adapters, AdapterTensor
 from elsa_ray.model.split import Part, Split
 from elsa_ray.model.tripartite import TripartiteModel
+from elsa_ray.protocols.wall_time import WallStage
 from elsa_ray.runtime.failure import naming
+from elsa_ray.runtime.stopwatch import Stopwatch
 from elsa_ray.tasks.task import Task
 from elsa_ray.training.batches import calibration_examples, examples_of_steps
 from elsa_ray.training.client import ClientResult, EdgeRequest, train_clients
@@ -64,9 +67,11 @@ class ClientPool:
         model: the frozen backbone.
         recipe: seed, optimiser, chains.
         task: texts and their partition.
+        watch: of the actor.
     """
 
-    def __init__(self, model: TripartiteModel, recipe: Recipe, task: Task) -> None:
+    def __init__(self, model: TripartiteModel, recipe: Recipe, task: Task, watch: Stopwatch | None = None) -> None:
+        self.watch = watch if watch is not None else Stopwatch(alone=False)
         self._model, self._recipe, self._task = model, recipe, task
         self._pieces = evaluation_pieces(task.test)
         self._under_way: dict[tuple[str, int], Whereabouts] = {}
@@ -94,11 +99,14 @@ class ClientPool:
         self._under_way[cohort.ticket] = where
         try:
             with naming("training", cohort.active_keys), where.at("training"):
-                received = [
-                    self._receive(cohort, *pair, where) for pair in zip(cohort.members, adapter_down, strict=True)
-                ]
+                held = self._model.layout.part(cohort.split, Part.FRONT, Part.BACK)
+                with self.watch.spend(WallStage.CODEC):
+                    received = [
+                        self._receive(held, *pair, where) for pair in zip(cohort.members, adapter_down, strict=True)
+                    ]
                 trained = await self._drive(cohort, received, memories, ask_edge, meter, where)
-            return self._send(cohort, received, trained, memories, meter, where)
+            with self.watch.spend(WallStage.COMPUTE):
+                return self._send(cohort, held, received, trained, memories, meter, where)
         finally:
             del self._under_way[cohort.ticket]
 
@@ -110,6 +118,7 @@ class ClientPool:
     def _send(
         self,
         cohort: Cohort,
+        held: Sequence[AdapterTensor],
         received: Sequence[Adapters],
         trained: Sequence[ClientResult],
         memories: Sequence[ClientMemory],
@@ -128,7 +137,8 @@ class ClientPool:
                 remembered.append(memory)
                 continue
             with naming("adapter_up", [member.key]), where.at("adapter_up"), where.of_member(member.key, "encoding"):
-                payload, after = self._upload(cohort, member, own_received, result, memory)
+                with self.watch.coding():
+                    payload, after = self._upload(held, member, own_received, result, memory)
                 exact, planned = self._recipe.chains.of_upload.size_is_exact, member.planned_adapter_bytes[1]
                 meter.charge(Role.ADAPTER_UP, payload, planned, exact=exact, who=str(member.key))
                 uploads.append(payload)
@@ -139,8 +149,9 @@ class ClientPool:
                 diverged.append(member.key)
         return TrainedCohort(uploads, reports, losses, remembered, meter, tuple(diverged))
 
-    def _receive(self, cohort: Cohort, member: Member, payload: bytes | None, where: Whereabouts) -> Adapters:
-        held = self._model.layout.part(cohort.split, Part.FRONT, Part.BACK)
+    def _receive(
+        self, held: Sequence[AdapterTensor], member: Member, payload: bytes | None, where: Whereabouts
+    ) -> Adapters:
         if payload is None:
             return {tensor.name: torch.zeros(tensor.shape, dtype=self._recipe.adapter_dtype) for tensor in held}
         context = self._recipe.context(member.key, Role.ADAPTER_DOWN)
@@ -148,10 +159,15 @@ class ClientPool:
             return self._recipe.unpack(Role.ADAPTER_DOWN, held, payload, context)
 
     def _upload(
-        self, cohort: Cohort, member: Member, received: Adapters, result: ClientResult, memory: ClientMemory
+        self,
+        held: Sequence[AdapterTensor],
+        member: Member,
+        received: Adapters,
+        result: ClientResult,
+        memory: ClientMemory,
     ) -> tuple[bytes, ClientMemory]:
         """Encode what a client sends, honest or not; returns the payload and what the client then remembers."""
-        recipe, held = self._recipe, self._model.layout.part(cohort.split, Part.FRONT, Part.BACK)
+        recipe = self._recipe
         deed = recipe.misbehaviour_of(member.key)
         sent = sent_adapters(deed, received, result.adapters, memory.first_sent, member.key, recipe.seed)
         context = recipe.context(member.key, Role.ADAPTER_UP)
@@ -183,7 +199,8 @@ class ClientPool:
 
         logits_of = None if split is None else over_cuts
         indices = self._pieces[piece]
-        return score_piece(model, adapters, task.test, indices, recipe.pad_id, task.num_labels, logits_of)
+        with self.watch.spend(WallStage.COMPUTE):
+            return score_piece(model, adapters, task.test, indices, recipe.pad_id, task.num_labels, logits_of)
 
     @property
     def num_pieces(self) -> int:
@@ -199,27 +216,33 @@ class ClientPool:
         meter: ByteMeter,
         where: Whereabouts,
     ) -> list[ClientResult]:
-        recipe, task = self._recipe, self._task
-        examples = [self._examples(member, where, is_masked=member.key in cohort.failed) for member in cohort.members]
-        calibrations = [memory.calibration for memory in memories]
-        training = train_clients(
-            self._model,
-            cohort,
-            recipe,
-            task.train,
-            examples,
-            received,
-            meter,
-            memories=calibrations,
-            calibration_examples_of_members=self._calibration_examples(cohort, where),
-            where=where,
-        )
+        recipe, task, computing = self._recipe, self._task, partial(self.watch.spend, WallStage.COMPUTE)
+        with computing():
+            examples = [
+                self._examples(member, where, is_masked=member.key in cohort.failed) for member in cohort.members
+            ]
+            calibrations = [memory.calibration for memory in memories]
+            training = train_clients(
+                self._model,
+                cohort,
+                recipe,
+                task.train,
+                examples,
+                received,
+                meter,
+                memories=calibrations,
+                calibration_examples_of_members=self._calibration_examples(cohort, where),
+                where=where,
+                coding=self.watch.coding,
+            )
         try:
-            request = next(training)
+            with computing():
+                request = next(training)
             while True:
                 with where.waiting(f"the edge's answer to {request.call.value} of step {request.step}"):
                     answer = await ask_edge(request)
-                request = training.send(answer)
+                with computing():
+                    request = training.send(answer)
         except StopIteration as end:
             results: list[ClientResult] = end.value
             return results

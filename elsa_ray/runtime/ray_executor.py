@@ -18,6 +18,7 @@ from elsa_ray.model.adapters import Adapters
 from elsa_ray.model.split import Split
 from elsa_ray.protocols.protocol import RoundReport, RoundResults
 from elsa_ray.protocols.setting import Setting
+from elsa_ray.protocols.wall_time import WallSeconds
 from elsa_ray.runtime.actors import (
     HOST_KINDS,
     WATCHING,
@@ -49,6 +50,7 @@ from elsa_ray.training.recipe import Recipe
 Status = Callable[[str], None]
 
 _NODE_LOOK_SECONDS = 5.0
+_PROFILE_SECONDS = 5.0
 
 
 class RayExecutor(ConductedExecutor):
@@ -350,6 +352,17 @@ class _RayWorkers(Workers):
         for actor in [*self._pools.values(), *self._hosts.values()]:
             ray.kill(actor)
         self._reservation.end()
+
+    def take_wall_seconds(self) -> Mapping[str, WallSeconds]:
+        actors = {**self._hosts, **{pool_name(pool): self._pools[pool] for pool in sorted(self._working)}}
+        waiting = {actor.take_wall_seconds.remote(): name for name, actor in actors.items()}
+        done, _ = ray.wait(list(waiting), num_returns=len(waiting), timeout=_PROFILE_SECONDS)
+        taken: dict[str, WallSeconds] = {}
+        for answer in done:
+            # Who has died is found out when it is needed; a profile is no reason to fail.
+            with suppress(ray.exceptions.RayError):
+                taken[waiting[answer]] = ray.get(answer)
+        return {name: taken[name] for name in actors if name in taken}
 
     def peak_memory_bytes(self) -> int:
         actors = [*(self._pools[pool] for pool in sorted(self._working)), *self._hosts.values()]

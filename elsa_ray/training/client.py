@@ -7,6 +7,7 @@ Shapes: C members, B texts, S tokens, N = C·B, D hidden width.
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -24,7 +25,7 @@ from elsa_ray.training.cohort import CALIBRATION, ByteMeter, Cohort
 from elsa_ray.training.failure import Whereabouts
 from elsa_ray.training.loss import client_losses
 from elsa_ray.training.memory import CutMemory
-from elsa_ray.training.messages import CohortMessenger, Payloads
+from elsa_ray.training.messages import Coding, CohortMessenger, Payloads
 from elsa_ray.training.misbehaviour import trained_labels
 from elsa_ray.training.optimizer import CohortOptimizer
 from elsa_ray.training.probing import (
@@ -89,6 +90,7 @@ def train_clients(
     memories: Sequence[CutMemory] | None = None,
     calibration_examples_of_members: Sequence[npt.NDArray[np.int64]] = (),
     where: Whereabouts | None = None,
+    coding: Coding = nullcontext,
 ) -> Generator[EdgeRequest, Payloads, list[ClientResult]]:
     """Train a cohort's front and back parts; yields a request to the edge twice a step and is sent its answer.
 
@@ -106,9 +108,10 @@ def train_clients(
         calibration_examples_of_members: for each member the examples that new keys and bases are made of, none where
             it has no need of them; empty for nobody.
         where: is told where the training is.
+        coding: opened around all encoding and decoding, by whoever measures it.
     """
     where = where if where is not None else Whereabouts(cohort.active_keys)
-    messenger = CohortMessenger(cohort, recipe, model.shape.hidden_size, meter, memories, where)
+    messenger = CohortMessenger(cohort, recipe, model.shape.hidden_size, meter, memories, where, coding)
     parameters = stack_adapters(adapters_of_members, model.device)
     round_index = cohort.members[0].key.round_index
     optimizer = CohortOptimizer(parameters, recipe.protocol.optimizer, recipe.learning_rate(round_index))
@@ -172,8 +175,8 @@ def _split_step(
     down = yield EdgeRequest(EdgeCall.FORWARD, step, up)
     h2_NSD, _, _ = messenger.decode(Role.ACTIVATION_DOWN, step, down, model.dtype, model.device)
     h2_NSD.requires_grad_()
-    logits = model.back(h2_NSD, mask_NS, _held(model, cohort, parameters, Part.BACK), cohort.split)
-    losses_C = client_losses(logits, batch)
+    held, layers = _held(model, cohort, parameters, Part.BACK), cohort.split.layers(Part.BACK)
+    losses_C = client_losses(model.scores(h2_NSD, mask_NS, held, layers), batch)
     losses_C.sum().backward()
     assert h2_NSD.grad is not None
     up = messenger.encode(Role.GRADIENT_UP, step, h2_NSD.grad, batch.sizes, batch.lengths_CB)
@@ -186,11 +189,8 @@ def _split_step(
 def _local_step(model: TripartiteModel, cohort: Cohort, parameters: Adapters, batch: CohortBatch) -> Tensor:
     """One step of the whole model on the client."""
     mask_NS = batch.mask_NS.to(model.device)
-    hidden_NSD = model.front(
-        batch.ids_NS.to(model.device), mask_NS, _held(model, cohort, parameters, Part.FRONT), cohort.split
-    )
-    logits = model.back(hidden_NSD, mask_NS, _held(model, cohort, parameters, Part.BACK), cohort.split)
-    losses_C = client_losses(logits, batch)
+    embedded_NSD, layers = model.embed(batch.ids_NS.to(model.device)), cohort.split.layers(Part.FRONT)
+    losses_C = client_losses(model.scores(embedded_NSD, mask_NS, parameters, layers), batch)
     losses_C.sum().backward()
     return losses_C
 

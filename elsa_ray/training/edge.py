@@ -6,6 +6,7 @@ Shapes: C members, B texts, S tokens, N = C·B, D hidden width.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from elsa_ray.training.client import EdgeCall, EdgeRequest, stack_adapters, unst
 from elsa_ray.training.cohort import CALIBRATION, ByteMeter, Cohort
 from elsa_ray.training.failure import Whereabouts
 from elsa_ray.training.memory import CutMemory
-from elsa_ray.training.messages import CohortMessenger, Payloads
+from elsa_ray.training.messages import Coding, CohortMessenger, Payloads
 from elsa_ray.training.optimizer import CohortOptimizer
 from elsa_ray.training.probing import decode_probe_states, encode_probe_states, probe_batch, probe_pieces
 from elsa_ray.training.recipe import Recipe
@@ -33,6 +34,7 @@ class EdgeCohort:
         adapters_of_members: the middle part's tensors of each member.
         meter: counts what the edge encodes.
         memories: the keys and bases that the edge holds of each member; nothing by default.
+        coding: opened around all encoding and decoding, by whoever measures it.
     """
 
     def __init__(
@@ -43,10 +45,12 @@ class EdgeCohort:
         adapters_of_members: Sequence[Adapters],
         meter: ByteMeter,
         memories: Sequence[CutMemory] | None = None,
+        coding: Coding = nullcontext,
     ) -> None:
         self._model, self._cohort, self._recipe, self._meter = model, cohort, recipe, meter
         self._where = Whereabouts(cohort.active_keys)
-        self._messenger = CohortMessenger(cohort, recipe, model.shape.hidden_size, meter, memories, self._where)
+        width = model.shape.hidden_size
+        self._messenger = CohortMessenger(cohort, recipe, width, meter, memories, self._where, coding)
         self._parameters = stack_adapters(adapters_of_members, model.device)
         round_index = cohort.members[0].key.round_index
         learning_rate = recipe.learning_rate(round_index)

@@ -93,7 +93,7 @@ def score_piece(
     cohort_of_one = {name: tensor[None].to(model.device) for name, tensor in adapters.items()}
     ids_NS, mask_NS = batch.ids_NS.to(model.device), batch.mask_NS.to(model.device)
     if logits_of is None:
-        _, logits = model.whole(ids_NS, mask_NS, cohort_of_one)
+        logits = model.scores(model.embed(ids_NS), mask_NS, cohort_of_one, range(model.shape.num_layers))
     else:
         logits = logits_of(ids_NS, mask_NS, cohort_of_one)
     (mean_loss,) = client_losses(logits, batch).tolist()

@@ -8,8 +8,8 @@ Shapes: C members, B texts, S tokens of the cohort; B_c, S_c of a member; D hidd
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -26,6 +26,9 @@ from elsa_ray.world.roles import Role
 
 Payloads = list[tuple[bytes, ...] | None]
 """One message a member: its payloads, calibrations first; None for a member without a batch."""
+
+Coding = Callable[[], AbstractContextManager[None]]
+"""Opened around encoding and decoding."""
 
 FIRST_CUT = (Role.ACTIVATION_UP, Role.GRADIENT_DOWN)
 MAKERS = {
@@ -45,6 +48,7 @@ class CohortMessenger:
         meter: counts what this end encodes.
         memories: what this end holds of each member; nothing by default.
         where: is told for whom this end computes.
+        coding: opened around all encoding and decoding, by whoever measures it.
     """
 
     def __init__(
@@ -55,8 +59,10 @@ class CohortMessenger:
         meter: ByteMeter,
         memories: Sequence[CutMemory] | None = None,
         where: Whereabouts | None = None,
+        coding: Coding = nullcontext,
     ) -> None:
         self._cohort, self._recipe, self._width, self._meter = cohort, recipe, width, meter
+        self._coding = coding
         self._where = where if where is not None else Whereabouts()
         self.memories = list(memories) if memories is not None else [CutMemory()] * len(cohort.members)
 
@@ -69,12 +75,13 @@ class CohortMessenger:
         come back.
         """
         values_CBSD = values_NSD.detach().reshape(len(sizes), -1, *values_NSD.shape[1:])
-        return [
-            self._encode_member(role, step, position, values_CBSD[position, :batch, :length], lengths_CB[position])
-            if batch
-            else None
-            for position, (batch, length) in enumerate(sizes)
-        ]
+        with self._coding():
+            return [
+                self._encode_member(role, step, position, values_CBSD[position, :batch, :length], lengths_CB[position])
+                if batch
+                else None
+                for position, (batch, length) in enumerate(sizes)
+            ]
 
     def _encode_member(
         self, role: Role, step: int, position: int, own_BSD: Tensor, lengths_B: Tensor
@@ -109,10 +116,11 @@ class CohortMessenger:
         Returns:
             values_NSD, the texts' lengths_CB (zeros but for activation_up), and each member's (B_c, S_c).
         """
-        decoded = [
-            None if message is None else self._decode_member(role, step, position, message)
-            for position, message in enumerate(payloads)
-        ]
+        with self._coding():
+            decoded = [
+                None if message is None else self._decode_member(role, step, position, message)
+                for position, message in enumerate(payloads)
+            ]
         present = [item[0] for item in decoded if item is not None]
         batch, length = max(len(item) for item in present), max(item.shape[1] for item in present)
         values_CBSD = torch.zeros(len(payloads), batch, length, present[0].shape[-1], dtype=dtype)
@@ -182,7 +190,7 @@ class CohortMessenger:
             rows_TD = sent_CBSD[own].reshape(batch * length, -1)
             gradient_TD = gradient_CBSD[own].reshape(batch * length, -1)
             context = self._recipe.context(member.key, role, step)
-            with self._of_member(role, step, position):
+            with self._of_member(role, step, position), self._coding():
                 passed_TD = chain.backward(rows_TD, gradient_TD, context, self._memory(role, position))
             result_CBSD[own] = passed_TD.reshape(batch, length, -1).to(result_CBSD.dtype)
         return result_CBSD.reshape(gradient_NSD.shape)

@@ -23,6 +23,7 @@ from elsa_ray.codecs.wire import (
     encode_calibrations,
     encode_hidden,
     hidden_num_bytes,
+    readdressed,
 )
 from elsa_ray.world.roles import Role
 
@@ -259,3 +260,16 @@ def test_calibrations_of_the_same_role_cannot_be_exchanged() -> None:
     assert len(first) == len(second)
     with pytest.raises(PayloadError, match="stage 1"):
         decode_calibrations(of, [second, first], (), 3, BOTH, CONTEXT)
+
+
+@pytest.mark.parametrize("wire_dtype", ["fp64", "fp32", "bf16", "fp16"])
+def test_a_plain_chain_writes_tensors_one_after_another_and_can_be_readdressed(wire_dtype: str) -> None:
+    plain = CodecChain([], wire_dtype)
+    tensors = [1e5 * torch.randn(shape, generator=torch.Generator().manual_seed(len(shape))) for shape in SHAPES]
+    payload = encode_adapters(plain, Role.ADAPTER_DOWN, tensors, CONTEXT)
+    one_by_one = b"".join(plain.encode(tensor.reshape(-1, tensor.shape[-1]), CONTEXT) for tensor in tensors)
+    assert payload[HEADER_BYTES:] == one_by_one
+    other = replace(CONTEXT, client=CONTEXT.client + 1)
+    expected = encode_adapters(plain, Role.ADAPTER_DOWN, tensors, other)
+    assert expected != payload
+    assert readdressed(plain, Role.ADAPTER_DOWN, payload, other) == expected
