@@ -14,6 +14,7 @@ from elsa_ray.prepare import PRECISIONS, Prepared, load_backbone, make_recipe, m
 from elsa_ray.records.round import Round
 from elsa_ray.runtime.executor import Executor, InlineExecutor, NoExecutor
 from elsa_ray.runtime.ray_executor import RayExecutor
+from elsa_ray.world.paths import Paths
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,8 @@ def same(first: Any, second: Any) -> bool:
         return first.keys() == second.keys() and all(same(first[key], second[key]) for key in first)
     if is_dataclass(first):
         return all(same(getattr(first, field.name), getattr(second, field.name)) for field in fields(first))
+    if isinstance(first, Paths):
+        return same(vars(first), vars(second))
     if isinstance(first, tuple | list):
         return len(first) == len(second) and all(same(*pair) for pair in zip(first, second, strict=True))
     return bool(first == second)
