@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,9 +28,9 @@ from elsa_ray.records.round import Round
 from elsa_ray.records.tables import (
     EVENTS_SCHEMA,
     TRANSFERS_SCHEMA,
-    events_table,
+    events_tables,
     pending_transfers_table,
-    transfers_table,
+    transfers_tables,
 )
 from elsa_ray.records.totals import Totals
 from elsa_ray.records.work_time import UnfinishedWork, WorkClock
@@ -128,17 +129,18 @@ class RunFolder:
         arrived = self._clock.add(round_.plan, round_.timeline, parts)
         line = round_line(round_, setting, arrived, parts)
         index = round_.report.round_index
-        transfers = transfers_table(round_.timeline, setting.network, index)
-        events = events_table(round_.plan, round_.timeline, setting.network, round_.results.failed, round_.report)
+        transfers = transfers_tables(round_.timeline, setting.network, index)
+        events = events_tables(round_.plan, round_.timeline, setting.network, round_.results.failed, round_.report)
+        written = (_written(transfers, self._transfers), _written(events, self._events))
         self._pending = pending_transfers_table(round_.timeline, setting.network, index)
         text = json_text(line)
         self._rounds.write(text + "\n")
         self._rounds.flush()
         if self._resumable:
             os.fsync(self._rounds.fileno())
-            write_part(_part_path(self.path, index), [transfers, events, self._pending])
-        self._transfers.write_table(transfers)
-        self._events.write_table(events)
+            write_part(_part_path(self.path, index), [*written, iter([self._pending])])
+        for pieces in written:
+            deque(pieces, maxlen=0)  # what no part has taken is written to the tables alone
         # As they are read back: an interrupted run sums them up again.
         self.totals.add(json.loads(text))
         return line
@@ -201,6 +203,13 @@ def kept_for_one(path: Path) -> Iterator[None]:
     (path / _LOCK).parent.mkdir(exist_ok=True)
     with locked(path / _LOCK, InputError(str(path), "a run that is still at work", "one that was interrupted")):
         yield
+
+
+def _written(pieces: Iterator[pa.Table], writer: pyarrow.parquet.ParquetWriter) -> Iterator[pa.Table]:
+    """Hand the pieces of a table on, each written."""
+    for piece in pieces:
+        writer.write_table(piece)
+        yield piece
 
 
 def _part_path(path: Path, round_index: int) -> Path:

@@ -16,7 +16,7 @@ from elsa_ray.records.work_time import ArrivedWork
 from elsa_ray.world.critical_path import critical_path
 from elsa_ray.world.energy import energy_joules
 from elsa_ray.world.link_load import LinkLoad, busiest_links
-from elsa_ray.world.plan import ActivityKind
+from elsa_ray.world.plan import ActivityKind, Ints
 from elsa_ray.world.roles import Role
 from elsa_ray.world.timeline import Timeline
 from elsa_ray.world.transfer_parts import TransferParts
@@ -49,6 +49,7 @@ def round_line(round_: Round, setting: Setting, arrived: ArrivedWork, parts: Tra
     path = critical_path(round_.plan, timeline, parts, setting.network)
     energy = energy_joules(timeline, setting.network, setting.fleet)
     is_step = (timeline.activities.kind == ActivityKind.TRANSFER) & np.isin(timeline.activities.label, STEP_CONTENT)
+    content = uncompressed_bytes(timeline)
     return {
         "round": report.round_index,
         "stop_reason": round_.stop_reason,
@@ -56,9 +57,9 @@ def round_line(round_: Round, setting: Setting, arrived: ArrivedWork, parts: Tra
         "simulated_seconds": report.simulated_seconds,
         "num_bytes": report.num_bytes,
         "bytes_by_role": bytes_by_role(timeline),
-        "bytes_uncompressed": int(uncompressed_bytes(timeline).sum()),
+        "bytes_uncompressed": int(content.sum()),
         "step_bytes": int(timeline.carried_bytes[is_step].sum()),
-        "step_bytes_uncompressed": int(uncompressed_bytes(timeline)[is_step].sum()),
+        "step_bytes_uncompressed": int(content[is_step].sum()),
         "simulated_energy_joules": energy,
         "tested": score is not None,
         "accuracy": score.accuracy if score else None,
@@ -128,11 +129,12 @@ def bytes_by_role(timeline: Timeline) -> dict[str, int]:
     return {role.label: int(sums[role]) for role in Role if sums[role]}
 
 
-def uncompressed_bytes(timeline: Timeline) -> np.ndarray:
-    """Return for each activity the same content in fp32: of a broken-off transfer the share that was carried."""
+def uncompressed_bytes(timeline: Timeline, rows: Ints | slice = slice(None)) -> Ints:
+    """Return for some activities the same content in fp32: of a broken-off transfer the share that was carried."""
     activities = timeline.activities
-    whole = timeline.carried_bytes == activities.num_bytes
-    share = timeline.carried_bytes / np.maximum(activities.num_bytes, 1)
-    partial = np.rint(activities.uncompressed_bytes * share).astype(np.int64)
-    is_transfer = activities.kind == ActivityKind.TRANSFER
-    return np.where(is_transfer, np.where(whole, activities.uncompressed_bytes, partial), 0)
+    carried_bytes, num_bytes = timeline.carried_bytes[rows], activities.num_bytes[rows]
+    content = np.where(activities.kind[rows] == ActivityKind.TRANSFER, activities.uncompressed_bytes[rows], 0)
+    parts = np.flatnonzero(carried_bytes != num_bytes)
+    share = carried_bytes[parts] / np.maximum(num_bytes[parts], 1)
+    content[parts] = np.rint(content[parts] * share).astype(np.int64)
+    return content

@@ -6,7 +6,7 @@ table after the other.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,17 +14,20 @@ import pyarrow as pa
 from elsa_ray.records.json_text import written_whole
 
 
-def write_part(path: Path, tables: Sequence[pa.Table]) -> None:
-    """Write tables into a file, which is whole or not there.
+def write_part(path: Path, tables: Iterable[Iterator[pa.Table]]) -> None:
+    """Write tables, each given piece by piece (at least one), into a file, which is whole or not there.
 
     Raises:
         OSError: the folder cannot be written to.
     """
     options = pa.ipc.IpcWriteOptions(compression="lz4")
     with written_whole(path) as stream:
-        for table in tables:
-            with pa.ipc.new_stream(stream, table.schema, options=options) as writer:
-                writer.write_table(table)
+        for pieces in tables:
+            first = next(pieces)
+            with pa.ipc.new_stream(stream, first.schema, options=options) as writer:
+                writer.write_table(first)
+                for piece in pieces:
+                    writer.write_table(piece)
 
 
 def read_part(path: Path, num_tables: int) -> list[pa.Table]:

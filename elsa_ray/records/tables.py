@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -55,37 +57,49 @@ _ROLE_LABELS = ["", *(role.label for role in Role)]
 _STAGE_LABELS = [stage.label if stage else "" for stage in Stage]
 
 
+_ROWS_AT_ONCE = 2**20
+"""Tables of millions of rows are made piece by piece; Parquet's groups of rows are of this size by default."""
+
+
 def transfers_table(timeline: Timeline, network: Network, round_index: int) -> pa.Table:
     """Return the transfers that ended in a round, whole or broken off; one that never started is not among them."""
-    started = np.isfinite(timeline.start_seconds)
-    ended = (timeline.outcome == Outcome.DONE) | ((timeline.outcome == Outcome.DROPPED) & started)
-    return _transfers(timeline, network, round_index, ended)
+    return pa.concat_tables(transfers_tables(timeline, network, round_index))
+
+
+def transfers_tables(timeline: Timeline, network: Network, round_index: int) -> Iterator[pa.Table]:
+    """Yield the rows of ``transfers_table`` piece by piece; at least one piece."""
+    is_ended = (timeline.outcome == Outcome.DROPPED) & np.isfinite(timeline.start_seconds)
+    is_ended |= timeline.outcome == Outcome.DONE
+    is_ended &= timeline.activities.kind == ActivityKind.TRANSFER
+    rows, names = np.flatnonzero(is_ended).astype(np.dtype("i")), _names(network.node_names)
+    del is_ended
+    for first in range(0, max(1, len(rows)), _ROWS_AT_ONCE):
+        yield _transfers(timeline, names, round_index, rows[first : first + _ROWS_AT_ONCE])
 
 
 def pending_transfers_table(timeline: Timeline, network: Network, round_index: int) -> pa.Table:
     """Return the transfers that were under way when the run ended; no byte of them is counted yet."""
     under_way = (timeline.outcome == Outcome.PENDING) & np.isfinite(timeline.start_seconds)
-    return _transfers(timeline, network, round_index, under_way)
+    rows = np.flatnonzero(under_way & (timeline.activities.kind == ActivityKind.TRANSFER))
+    return _transfers(timeline, _names(network.node_names), round_index, rows)
 
 
-def _transfers(timeline: Timeline, network: Network, round_index: int, wanted: np.ndarray) -> pa.Table:
-    activities = timeline.activities
-    rows = np.flatnonzero(wanted & (activities.kind == ActivityKind.TRANSFER))
-    finish = timeline.finish_seconds[rows]
+def _transfers(timeline: Timeline, nodes: pa.Array, round_index: int, rows: np.ndarray) -> pa.Table:
+    activities, finish = timeline.activities, timeline.finish_seconds[rows]
     columns = [
         pa.array(np.full(len(rows), round_index, np.int32)),
         pa.array(activities.client[rows].astype(np.int32)),
-        _named(activities.source[rows], network.node_names),
-        _named(activities.target[rows], network.node_names),
-        _named(activities.label[rows], _ROLE_LABELS),
+        _named(activities.source[rows], nodes),
+        _named(activities.target[rows], nodes),
+        _named(activities.label[rows], _names(_ROLE_LABELS)),
         pa.array(timeline.carried_bytes[rows]),
         pa.array(timeline.start_seconds[rows]),
         pa.array(finish, mask=~np.isfinite(finish)),
-        _named(timeline.outcome[rows], [outcome.label for outcome in Outcome]),
+        _named(timeline.outcome[rows], _names([outcome.label for outcome in Outcome])),
         pa.array(activities.step[rows].astype(np.int32)),
         pa.array(activities.round_index[rows].astype(np.int32)),
         pa.array(activities.num_bytes[rows]),
-        pa.array(uncompressed_bytes(timeline)[rows]),
+        pa.array(uncompressed_bytes(timeline, rows)),
     ]
     return pa.Table.from_arrays(columns, schema=TRANSFERS_SCHEMA)
 
@@ -123,6 +137,28 @@ _LOG_TYPES = (np.int8, np.float64, np.int8, np.int64, np.int32, np.int32, np.int
 """Of the log's columns: millions of events must fit into the memory."""
 
 
+@dataclass(frozen=True)
+class _Window:
+    """A stretch of time, its end not included."""
+
+    low: float
+    high: float
+
+    def has(self, seconds: Floats) -> np.ndarray:
+        """Tell which of some times are in it; what is no number is in none."""
+        return (seconds >= self.low) & (seconds < self.high)
+
+
+def _windows(timeline: Timeline) -> list[_Window]:
+    """Return stretches of time that follow one another, each with about as many events as are sorted at once."""
+    count = max(1, 2 * len(timeline.activities) // _ROWS_AT_ONCE)
+    step = max(1, len(timeline.activities) // (100 * count))
+    some = np.concatenate([timeline.start_seconds[::step], timeline.finish_seconds[::step]])
+    some = np.sort(some[np.isfinite(some)])
+    bounds = np.unique(some[np.arange(1, count) * len(some) // count]).tolist() if count > 1 and len(some) else []
+    return [_Window(low, high) for low, high in zip([-math.inf, *bounds], [*bounds, math.inf], strict=True)]
+
+
 class _Log:
     """Collects events as columns."""
 
@@ -145,11 +181,16 @@ class _Log:
         arrays = (np.atleast_1d(np.asarray(column, kind)) for column, kind in zip(columns, _LOG_TYPES, strict=True))
         self._chunks.append(tuple(np.broadcast_arrays(*arrays)))
 
+    def take(self, other: _Log, window: _Window) -> None:
+        """Add those events of another log that are in a window."""
+        for columns in other._chunks:
+            (rows,) = np.nonzero(window.has(columns[1]))
+            self._chunks.append(tuple(column[rows] for column in columns))
+
     def sorted_columns(self) -> tuple[np.ndarray, ...]:
         """Return event, seconds, node, client and detail by time, then by the order within the instant."""
-        chunks = list(zip(*self._chunks, strict=True))
-        self._chunks.clear()
-        event, seconds, order, sequence, node, client, detail = (np.concatenate(chunks.pop(0)) for _ in _LOG_TYPES)
+        columns = zip(*self._chunks, strict=True)
+        event, seconds, order, sequence, node, client, detail = (np.concatenate(chunks) for chunks in columns)
         by_time = np.lexsort((sequence, order, seconds))
         del order, sequence
         return tuple(column[by_time] for column in (event, seconds, node, client, detail))
@@ -170,8 +211,18 @@ def events_table(
         failed: work whose training broke down.
         report: decisions about clients, and which were given another edge; None for neither.
     """
+    return pa.concat_tables(events_tables(plan, timeline, network, failed, report))
+
+
+def events_tables(
+    plan: Plan,
+    timeline: Timeline,
+    network: Network,
+    failed: Sequence[WorkKey] = (),
+    report: RoundReport | None = None,
+) -> Iterator[pa.Table]:
+    """Yield the rows of ``events_table`` piece by piece; at least one piece."""
     log = _Log()
-    _add_activities(log, plan, timeline)
     details = [*_ROLE_LABELS, *_STAGE_LABELS]
     causes = [cause.label for cause in timeline.causes]
     log.add(
@@ -190,32 +241,46 @@ def events_table(
     if report is not None:
         _add_decisions(log, details, timeline, network, report)
     log.add(_EVENT["round_end"], timeline.end_seconds, order=_TELLING + 1)
+    nodes, names_of_details = _names(network.node_names), _names(details)
+    for window in _windows(timeline):
+        own = _Log()
+        _add_activities(own, plan, timeline, window)
+        own.take(log, window)
+        yield _events(own, plan.round_index, nodes, names_of_details)
+
+
+def _events(log: _Log, round_index: int, nodes: pa.Array, details: pa.Array) -> pa.Table:
     event, seconds, node, client, detail = log.sorted_columns()
     columns = [
-        pa.array(np.full(len(event), plan.round_index, np.int32)),
+        pa.array(np.full(len(event), round_index, np.int32)),
         pa.array(seconds.astype(np.float64)),
-        _named(event, _EVENT_NAMES),
-        _named(node, network.node_names, absent=node == _NO_NODE),
+        _named(event, _names(_EVENT_NAMES)),
+        _named(node, nodes, absent=node == _NO_NODE),
         pa.array(client.astype(np.int32)),
         _named(detail, details),
     ]
     return pa.Table.from_arrays(columns, schema=EVENTS_SCHEMA)
 
 
-def _add_activities(log: _Log, plan: Plan, timeline: Timeline) -> None:
-    activities, start, finish = timeline.activities, timeline.start_seconds, timeline.finish_seconds
-    row = np.arange(len(activities))
+def _add_activities(log: _Log, plan: Plan, timeline: Timeline, window: _Window) -> None:
+    """Add what starts and what ends in a window."""
+    is_in = window.has(timeline.start_seconds)
+    is_in |= window.has(timeline.finish_seconds)
+    row = np.flatnonzero(is_in)
+    activities, outcome = timeline.activities.take(row), timeline.outcome[row]
+    start, finish = timeline.start_seconds[row], timeline.finish_seconds[row]
     is_transfer, is_gather = (activities.kind == kind for kind in (ActivityKind.TRANSFER, ActivityKind.GATHER))
     detail = np.where(is_transfer, activities.label, activities.label + len(_ROLE_LABELS))
-    carried_over = row < len(activities) - len(plan.activities)
+    carried_over = row < len(timeline.activities) - len(plan.activities)
     started = np.isfinite(start) & ~is_gather & (~carried_over | (start > timeline.begin_seconds))
-    done = (timeline.outcome == Outcome.DONE) & ~is_gather
-    broken = (timeline.outcome == Outcome.DROPPED) & np.isfinite(start) & ~is_gather
+    done = (outcome == Outcome.DONE) & ~is_gather
+    broken = (outcome == Outcome.DROPPED) & np.isfinite(start) & ~is_gather
     first = np.where(is_transfer, _EVENT["transfer_start"], _EVENT["compute_start"])
 
     def add(
         rows: np.ndarray, event: np.ndarray, seconds: Floats, order: np.ndarray | int, node: Ints, late: int
     ) -> None:
+        rows = rows & window.has(seconds)
         log.add(
             event[rows],
             seconds[rows],
@@ -230,7 +295,7 @@ def _add_activities(log: _Log, plan: Plan, timeline: Timeline) -> None:
     takes_time = np.where(finish > start, _ENDING, _BEGINNING)
     add(done, first + 1, finish, takes_time, activities.target, 1)
     add(broken, first + 2, finish, _BREAKING, activities.target, 1)
-    closed = is_gather & (timeline.outcome == Outcome.DONE)
+    closed = is_gather & (outcome == Outcome.DONE) & window.has(finish)
     log.add(
         _EVENT["gather"], finish[closed], order=_BEGINNING, sequence=2 * row[closed], node=activities.source[closed]
     )
@@ -319,7 +384,11 @@ def _add_work(
     )
 
 
-def _named(index: np.ndarray, names: Sequence[str], absent: np.ndarray | None = None) -> pa.DictionaryArray:
+def _names(names: Sequence[str]) -> pa.Array:
+    """Return the texts that a column's indices point to."""
+    return pa.array(list(names), pa.string())
+
+
+def _named(index: np.ndarray, names: pa.Array, absent: np.ndarray | None = None) -> pa.DictionaryArray:
     """Return a column of texts: each row's index into the names."""
-    indices = pa.array(index.astype(np.int32), mask=absent)
-    return pa.DictionaryArray.from_arrays(indices, pa.array(list(names), pa.string()))
+    return pa.DictionaryArray.from_arrays(pa.array(index.astype(np.int32), mask=absent), names)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from elsa_ray.network.graph import Network
-from elsa_ray.world.plan import ActivityKind, Floats, Ints, Plan, WorkKey
+from elsa_ray.world.plan import ActivityKind, Floats, Ints, Plan, Stage, WorkKey
 from elsa_ray.world.timeline import Outcome, Timeline
 from elsa_ray.world.transfer_parts import PARTS, TransferParts, transfer_parts
 
@@ -30,6 +30,9 @@ TIME_KINDS = (
 )
 """``waiting_for_model``: until its edge has the model and the client its frozen blocks; ``waiting_for_gather``: done,
 until the edge (or the cloud) closes."""
+
+_WORK_AT_ONCE = 2**16
+"""So many items are followed at a time, because the columns of all their activities would take much memory."""
 
 _WAIT, _CLIENT, _CLIENT_QUEUE, _EDGE, _EDGE_QUEUE, _UP, _DOWN, _GATHER = range(len(TIME_KINDS))
 
@@ -169,12 +172,20 @@ class WorkClock:
 
     def _add_activities(self, timeline: Timeline, last_W: Floats, seconds_WK: Floats) -> dict[tuple[int, bool], float]:
         """Add the durations of what ended in this timeline, and the gaps before; returns the queues by stage."""
-        activities = timeline.activities
         is_over = (timeline.outcome == Outcome.DONE) | (timeline.outcome == Outcome.DROPPED)
-        rows = np.flatnonzero((activities.work >= 0) & is_over)
-        rows = rows[np.argsort(activities.work[rows], kind="stable")]
-        if not len(rows):
-            return {}
+        queues = np.zeros((len(Stage), 2))
+        for first in range(0, len(last_W), _WORK_AT_ONCE):
+            work = timeline.activities.work
+            rows = np.flatnonzero(is_over & (work >= first) & (work < first + _WORK_AT_ONCE))
+            if len(rows):
+                rows = rows[np.argsort(work[rows], kind="stable")]
+                self._add_rows(timeline, rows, last_W, seconds_WK, queues)
+        found = zip(*np.nonzero(queues), strict=True)
+        return {(int(stage), bool(at_edge)): float(queues[stage, at_edge]) for stage, at_edge in found}
+
+    def _add_rows(self, timeline: Timeline, rows: Ints, last_W: Floats, seconds_WK: Floats, queues: Floats) -> None:
+        """Add some work's rows, work item after work item."""
+        activities = timeline.activities
         work, start, finish = activities.work[rows], timeline.start_seconds[rows], timeline.finish_seconds[rows]
         # What was dropped before it started has only waited.
         start = np.where(np.isfinite(start), start, finish)
@@ -185,12 +196,9 @@ class WorkClock:
         np.add.at(seconds_WK, (work, gap_kind), start - previous)
         np.add.at(seconds_WK, (work, duration_kind), finish - start)
         last_W[work[is_last]] = finish[is_last]
-        queues: dict[tuple[int, bool], float] = {}
-        for kind, at_edge in ((_CLIENT_QUEUE, False), (_EDGE_QUEUE, True)):
+        for at_edge, kind in enumerate((_CLIENT_QUEUE, _EDGE_QUEUE)):
             chosen = gap_kind == kind
-            seconds = np.bincount(activities.label[rows[chosen]], weights=(start - previous)[chosen])
-            queues |= {(stage, at_edge): value for stage, value in enumerate(seconds.tolist()) if value}
-        return queues
+            np.add.at(queues[:, at_edge], activities.label[rows[chosen]], (start - previous)[chosen])
 
     def _add_parts(self, timeline: Timeline, parts: TransferParts, parts_W3: Floats) -> None:
         """Add the parts of the transfers' durations."""

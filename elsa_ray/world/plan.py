@@ -367,11 +367,12 @@ class _Chunks(Generic[Table]):
         if not self._num_rows:
             return self._table.empty(), None
         groups = np.concatenate(self._groups)
-        order = new_number = None
+        order: Ints | None = None
+        new_number: Ints | None = None
         if (groups[1:] < groups[:-1]).any():
             order = np.argsort(groups, kind="stable").astype(np.int32)
-            new_number = np.empty(len(order), np.int32)
-            new_number[order] = np.arange(len(order), dtype=np.int32)
+            new_number = np.empty(len(order), np.dtype("i"))
+            new_number[order] = np.arange(len(order))
         del groups
         columns = {}
         for name, chunks in self._chunks.items():  # one after the other: two of all columns are twice the memory

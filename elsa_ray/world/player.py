@@ -135,6 +135,8 @@ class _Player:
             dropped += zip(own.dropped, own.causes, own.dropped_seconds.tolist(), strict=True)
         if not course.is_over or finish.max() > own.end_seconds * SURELY or not parts.never_met(start, finish):
             return False
+        if np.array_equal(carried_bytes, plan.activities.num_bytes):
+            carried_bytes = plan.activities.num_bytes  # one column less, where nothing was broken off or sent again
         incidents.sort()
         dropped.sort()
         self.timeline = Timeline(
