@@ -206,6 +206,15 @@ def _conclude_finished(record: RunRecord, summary: dict[str, Any], storage: Stor
     return Run(run.resolve(), summary, None)
 
 
+def can_go_on(run: Path) -> bool:
+    """Whether a run's folder has a checkpoint to go on from; whether all else is as it was, ``resume`` finds out."""
+    try:
+        _last_checkpoint(run, Console(quiet=True))
+    except InputError:
+        return False
+    return True
+
+
 def _last_checkpoint(run: Path, console: Console) -> StoredCheckpoint:
     """Return the last checkpoint that is whole and whose records are; later ones are told of.
 

@@ -6,6 +6,7 @@ from the same state, however many went before.
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -14,9 +15,11 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from rich.console import Console
 
+from elsa_ray.api import can_go_on
 from elsa_ray.config.errors import InputError, unknown_name
 from elsa_ray.config.sweep import Cell, Grid, load_grid, row_error
 from elsa_ray.prepare import prepare
@@ -26,6 +29,8 @@ from elsa_ray.records.sweep_progress import SweepProgress, figures_text, print_c
 from elsa_ray.records.sweep_table import CellRecord, check_metrics
 
 _POLL_SECONDS = 0.05
+_REFUSED = 2
+"""The exit code of a run that was not begun because of its input."""
 _CONCLUDE_SECONDS = 120
 """How long a run that is told to end may take to write its records."""
 
@@ -131,20 +136,34 @@ def _check_whole(cells: Sequence[Cell], console: Console) -> None:
 def _run_all(
     cells: Sequence[Cell], folder: SweepFolder, jobs: int, progress: SweepProgress, lock: int, failed: list[str]
 ) -> None:
-    """Run all cells, so many at once; the labels of those that fail are added to ``failed`` as it happens."""
+    """Run all cells, so many at once, half-run ones from their checkpoints on.
+
+    The labels of those that fail are added to ``failed`` as it happens.
+    """
     waiting, running = deque(cells), dict[str, tuple[Cell, subprocess.Popen[bytes]]]()
+    resumed, refused = set[str](), set[str]()
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
                 cell = waiting.popleft()
-                place = folder.make_place(cell)
-                process = start_run(folder.config_path(cell), place, folder.log_path(cell), lock)
+                if cell.key not in refused and can_go_on(folder.folder(cell)):
+                    resumed.add(cell.key)
+                    process = start_resume(cell, folder.folder(cell), folder.log_path(cell), lock)
+                else:
+                    place = folder.make_place(cell)
+                    process = start_run(folder.config_path(cell), place, folder.log_path(cell), lock)
                 running[cell.key] = cell, process
-                progress.begun(cell)
+                if cell.key not in refused:
+                    progress.begun(cell)
             time.sleep(_POLL_SECONDS)
             for cell, process in list(running.values()):
                 if process.poll() is not None:
                     del running[cell.key]
+                    if process.returncode == _REFUSED and cell.key in resumed - refused:
+                        # Data or versions are others than when it was begun: it is run anew, as any other.
+                        refused.add(cell.key)
+                        waiting.appendleft(cell)
+                        continue
                     run = folder.finished_run(cell)
                     if run is None:
                         failed.append(cell.label)
@@ -163,16 +182,33 @@ def start_run(config: Path, folder: Path, log: Path, lock: int) -> subprocess.Po
         log: where all lies that it says.
         lock: descriptor that stays open as long as it runs.
     """
-    command = [sys.executable, "-m", "elsa_ray", "run", str(config), "--out", str(folder)]
     with log.open("wb") as output:
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            pass_fds=(lock,),
-        )
+        return _start(["run", str(config), "--out", str(folder)], output, lock)
+
+
+def start_resume(cell: Cell, folder: Path, log: Path, lock: int) -> subprocess.Popen[bytes]:
+    """Go on with a cell's run as ``start_run`` starts one, with the ``runtime`` that the cell has now.
+
+    Args:
+        cell: the run's.
+        folder: the run folder.
+        log: where all lies that it has said; what it says is added.
+        lock: as for ``start_run``.
+    """
+    runtime = json.dumps(cell.config.model_dump(mode="json")["runtime"])
+    with log.open("ab") as output:
+        return _start(["run", "--resume", str(folder), "--set", f"runtime={runtime}"], output, lock)
+
+
+def _start(arguments: Sequence[str], output: BinaryIO, lock: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "elsa_ray", *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        pass_fds=(lock,),
+    )
 
 
 def _say_killed(return_code: int, log: Path) -> None:

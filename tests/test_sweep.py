@@ -21,13 +21,15 @@ import yaml
 from rich.console import Console
 
 import elsa_ray
+from elsa_ray import api
 from elsa_ray import sweep as sweep_module
 from elsa_ray.cli import run_command
 from elsa_ray.config.errors import InputError
-from elsa_ray.config.sweep import load_grid
+from elsa_ray.config.sweep import Cell, load_grid
 from elsa_ray.records.statistics import estimate
 from elsa_ray.records.sweep_folder import SweepFolder
 from elsa_ray.sweep import sweep
+from tests.test_resume import KilledError, rounds_until
 
 GRID: dict[str, Any] = {
     "name": "small",
@@ -54,6 +56,7 @@ class Starter:
 
     def __init__(self) -> None:
         self.started: list[str] = []
+        self.resumed: list[str] = []
         self.failures: dict[str, tuple[int, str]] = {}
         """Exit code and last words of runs that are to fail, by name and seed."""
 
@@ -67,11 +70,18 @@ class Starter:
         with log.open("w") as output, contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
             return Done(run_command(["run", str(config), "--out", str(folder)]))
 
+    def resume(self, cell: Cell, folder: Path, log: Path, lock: int) -> Done:
+        self.resumed.append(folder.name.rsplit("-", 1)[0])
+        runtime = json.dumps(cell.config.model_dump(mode="json")["runtime"])
+        with log.open("a") as output, contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+            return Done(run_command(["run", "--resume", str(folder), "--set", f"runtime={runtime}"]))
+
 
 @pytest.fixture
 def starter(monkeypatch: pytest.MonkeyPatch) -> Starter:
     starter = Starter()
     monkeypatch.setattr(sweep_module, "start_run", starter)
+    monkeypatch.setattr(sweep_module, "start_resume", starter.resume)
     return starter
 
 
@@ -189,6 +199,36 @@ def test_an_unfinished_run_is_put_aside_and_run_anew(
     again = json.loads((folder / "summary.json").read_text())
     assert again["simulated_seconds"] == summary["simulated_seconds"] and again["stop_reason"] == "rounds"
     assert (out / "set-aside" / f"{folder.name}-1" / "mine.txt").read_text() == "keep me"
+
+
+@pytest.mark.parametrize("same_data", [True, False])
+def test_a_half_run_goes_on_from_its_checkpoint(
+    same_data: bool, data: Path, tmp_path: Path, starter: Starter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it cannot, for its data are others by now, it is run anew. Its ``runtime`` is the grid's in any case."""
+    own = Path(shutil.copy(data, tmp_path / "data.jsonl"))
+    base = {"protocol": {"name": "elsa", "rounds": 3, "local_steps": 1}}
+    grid = write_project(tmp_path, own, base, seeds=[0], rows={"elsa": {}}, baseline="elsa")
+    (cell,) = load_grid(grid).cells
+    folder = SweepFolder(tmp_path / "out").folder(cell)
+    folder.parent.mkdir(parents=True)
+    with monkeypatch.context() as patch, pytest.raises(KilledError):
+        patch.setattr(api, "rounds", rounds_until(2, KilledError()))
+        elsa_ray.run(cell.config, out=folder)
+    if not same_data:
+        own.write_text(own.read_text().replace("one", "three"))
+    runtime = {"executor": "none", "keep_checkpoints": 1}
+    grid = write_project(tmp_path, own, {**base, "runtime": runtime}, seeds=[0], rows={"elsa": {}}, baseline="elsa")
+    done = sweep(grid, out=tmp_path / "out")
+    assert done.failed == () and starter.resumed == ["elsa-seed0"]
+    assert starter.started == ([] if same_data else ["elsa-seed0"])
+    assert [path.exists() for path in (tmp_path / "out" / "set-aside",)] == [not same_data]
+    (checkpoint,) = (folder / "checkpoints").glob("*.json")
+    assert checkpoint.name == "000003.json", "of which one is kept"
+    alone = elsa_ray.run(load_grid(grid).cells[0].config, out=tmp_path / "alone").summary
+    (record,) = done.records
+    assert record.metrics["bytes_total"] == alone["bytes_total"]
+    assert record.metrics["simulated_seconds"] == alone["simulated_seconds"]
 
 
 def test_a_failed_run_is_told_and_the_others_go_on(
