@@ -58,6 +58,8 @@ def main() -> None:
     parser.add_argument("--note", default="", help="what else must be known of the figures")
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
     options = parser.parse_args()
+    if options.clients % 2 or options.minilm_clients % 2:
+        parser.error("--clients, --minilm-clients: even numbers, so that two workers have the same to do")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the contestants on the way out
     rows: list[dict] = []
     for task in options.tasks:
