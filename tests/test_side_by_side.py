@@ -44,7 +44,10 @@ class TestTable:
         assert found["fp32", "flower"]["is_same_loss"] and not found["fp32", "pfl"]["is_same_loss"]
         assert found["fp32", "flower"]["memory_ratio"] == 1.0
         text = table(_report(rows, ratios(rows)))
-        assert "| Flower, fp32 | 30.00 | 10.00 | 1.50 GB | 1.0050 | 5.00 x (asked 4) | 12.00 x (asked 6) |" in text
+        assert (
+            "| Flower, fp32 | 30.00 | 10.00 | 1.50 GB | 2.000 to 1.0050 | 5.00 x (asked 4) | 12.00 x (asked 6) |"
+            in text
+        )
         assert "| bare torch loop, fp32 | failed | | | | | |" in text and "ended with exit code 1 | no room" in text
         assert "- missed: tiny BERT + LoRA, elsa_ray fp32 and pfl-research: 1.00 times, asked 1.5" in text
         assert "their losses differ by 2.0%" in text and "their losses differ by 0" not in text
@@ -67,6 +70,7 @@ def _row(
         "wall_seconds": wall or [1.0],
         "cpu_seconds": [2.0],
         "peak_memory_bytes": 1.5e9,
+        "first_test_loss": 2.0,
         "test_loss": loss,
     }
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-START_SECONDS, ROUND_SECONDS, END_SECONDS = 300.0, 300.0, 60.0
+START_SECONDS, ROUND_SECONDS, END_SECONDS, LEAVE_SECONDS = 300.0, 300.0, 60.0, 15.0
 """The longest waits for a contestant."""
 
 
@@ -85,7 +85,8 @@ class Entry:
 
     def _start(self) -> None:
         quiet = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-        quiet |= {"FLWR_TELEMETRY_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+        # Ray would put its workers behind everything else on the machine.
+        quiet |= {"FLWR_TELEMETRY_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_worker_niceness": "0"}
         command = [*self._command, str(self._work), str(self.after)]
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
@@ -127,9 +128,8 @@ class Entry:
         deadline = time.monotonic() + END_SECONDS
         while not self.after.exists() and self._process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.1)
-        # Of a Ray that is slow to end nothing is wanted any more.
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout=max(0.1, deadline - time.monotonic()))
+        with suppress(subprocess.TimeoutExpired):  # of a Ray that is slow to end nothing is wanted any more
+            self._process.wait(timeout=LEAVE_SECONDS)
         if not self.after.exists():
             raise RuntimeError(f"no result after {END_SECONDS:.0f} s")
 

@@ -2,7 +2,7 @@
 
 A row is one contestant's work: ``task``, ``precision``, ``contestant``, and either ``failed`` (why) or ``clients`` (a
 round), ``wall_seconds`` and ``cpu_seconds`` (one of each timed round; round k of all contestants is one repetition),
-``peak_memory_bytes`` and ``test_loss``.
+``peak_memory_bytes``, ``first_test_loss`` and ``test_loss``: before the first round and after the last.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def table(report: dict) -> str:
     """Return the figures as Markdown: a line for each contestant and work, and below it what is wrong with any."""
     found = {(r["task"], r["precision"], r["against"], r["their_precision"]): r for r in report["ratios"]}
     lines = [
-        "| | ms a client | CPU ms a client | peak memory | loss after | elsa_ray fp32 | elsa_ray bf16 |",
+        "| | ms a client | CPU ms a client | peak memory | test loss | elsa_ray fp32 | elsa_ray bf16 |",
         "|---|---|---|---|---|---|---|",
     ]
     notes, task = [], None
@@ -99,7 +99,7 @@ def table(report: dict) -> str:
             f"{milliseconds(row):.2f}",
             f"{milliseconds(row, 'cpu_seconds'):.2f}",
             f"{row['peak_memory_bytes'] / 1e9:.2f} GB",
-            f"{row['test_loss']:.4f}",
+            f"{row['first_test_loss']:.3f} to {row['test_loss']:.4f}",
             *ours_than_it,
         ]
         lines.append(f"| {' | '.join(cells)} |")

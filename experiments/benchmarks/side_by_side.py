@@ -58,6 +58,8 @@ def main() -> None:
     parser.add_argument("--note", default="", help="what else must be known of the figures")
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
     options = parser.parse_args()
+    if options.clients % 2 or options.minilm_clients % 2:
+        parser.error("--clients, --minilm-clients: even numbers, so that two workers have the same to do")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the contestants on the way out
     rows: list[dict] = []
     for task in options.tasks:
@@ -134,13 +136,15 @@ def row_of(entry: Entry, task: str, clients: int, work: Path) -> dict:
         return {**row, "failed": entry.failed}
     from work import trainer_of
 
+    trainer = trainer_of(str(work))
     row |= {
         "clients": clients,
         "wall_seconds": entry.wall_seconds,
         "cpu_seconds": entry.cpu_seconds,
         "idle_cpu_share": entry.idle_cpu_seconds / max(entry.idle_seconds, 1e-9),
         "peak_memory_bytes": entry.peak_memory_bytes,
-        "test_loss": trainer_of(str(work)).test_loss(load_file(entry.after)),
+        "first_test_loss": trainer.test_loss(trainer.work.first_adapters),
+        "test_loss": trainer.test_loss(load_file(entry.after)),
     }
     return {**row, "milliseconds_per_client": milliseconds(row)}
 

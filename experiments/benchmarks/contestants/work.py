@@ -158,7 +158,8 @@ def run(contestant: Contestant) -> None:
     """Run a contestant as a program: ``python CONTESTANT.py WORK_FOLDER OUT_FILE``."""
     work, out = Path(sys.argv[1]), Path(sys.argv[2])
     adapters = contestant(Work(work), Turns())
-    save_file({name: tensor.detach().float().contiguous() for name, tensor in adapters.items()}, out)
+    save_file({name: tensor.detach().float().contiguous() for name, tensor in adapters.items()}, f"{out}.part")
+    Path(f"{out}.part").rename(out)
 
 
 @cache
