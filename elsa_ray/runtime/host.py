@@ -216,8 +216,10 @@ class ModelHost:
         model = self._versions[before]
         if sum(weights) > 0:
             model = weighted_mean([adapters for adapters, _ in results], weights)
-            weight_of_client = self._weights_of_node.setdefault(job.node, {})
-            weight_of_client.update({key.client: own for key, own in zip(job.arrivals, weights, strict=True)})
+            weight_of_client: dict[int, float] = {}
+            for key, own in zip(job.arrivals, weights, strict=True):  # late work may come beside its client's new work
+                weight_of_client[key.client] = weight_of_client.get(key.client, 0.0) + own
+            self._weights_of_node.setdefault(job.node, {}).update(weight_of_client)
         self._versions[before._replace(edge_round=job.edge_round + 1)] = model
 
     def report(self, kept_versions: Sequence[VersionKey]) -> HostReport:
