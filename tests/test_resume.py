@@ -230,6 +230,18 @@ def test_a_finished_run_is_not_run_again(planned: tuple[Path, Path], capsys: pyt
     assert before == {path: path.read_bytes() for path in planned[0].rglob("*") if path.is_file()}
 
 
+def test_what_a_kill_has_left_undone_after_the_summary_is_done(
+    planned: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], no_report: None
+) -> None:
+    run = Path(shutil.copytree(planned[0], tmp_path / "run"))
+    (run / "report.html").unlink()
+    shutil.copytree(planned[1] / "checkpoints" / "rounds", run / "checkpoints" / "rounds")
+    shutil.copy(run / "checkpoints" / "000005.safetensors", run / "checkpoints" / "000001.safetensors")
+    assert run_command(["run", "--resume", str(run)]) == 0
+    assert "after 5 rounds; its report was not there, and is made" in capsys.readouterr().out
+    assert_same_plan(planned[0], run)
+
+
 @pytest.mark.parametrize(
     ("error", "code"), [(KeyboardInterrupt(), 130), (WorkerError("pool-0: broken", "its traceback"), 1)]
 )

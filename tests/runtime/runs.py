@@ -1,6 +1,6 @@
 """Whole small runs through any executor."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -39,15 +39,16 @@ def small_config(data: Path, *overrides: str, **protocol: Any) -> Any:
     return make_config(values, overrides)
 
 
-def execute(config: Any, executor: str) -> Finished:
+def execute(config: Any, executor: str, before_start: Callable[[], object] = lambda: None) -> Finished:
+    """Run an experiment; ``before_start`` is called once data and weights were read."""
     prepared = prepare(config)
-    with _executor(prepared, executor) as (running, adapters):
+    with _executor(prepared, executor, before_start) as (running, adapters):
         return Finished(prepared, list(rounds(prepared, prepared.protocol.start(adapters), running)))
 
 
 class _executor:  # noqa: N801 - used as a function
-    def __init__(self, prepared: Prepared, kind: str) -> None:
-        self._prepared, self._kind = prepared, kind
+    def __init__(self, prepared: Prepared, kind: str, before_start: Callable[[], object]) -> None:
+        self._prepared, self._kind, self._before_start = prepared, kind, before_start
 
     def __enter__(self) -> tuple[Executor, Any]:
         prepared = self._prepared
@@ -56,6 +57,7 @@ class _executor:  # noqa: N801 - used as a function
             return self._executor, None
         model, adapters = load_backbone(prepared)
         recipe = with_frame(prepared, make_recipe(prepared), model, adapters)
+        self._before_start()
         if self._kind == "inline":
             self._executor = InlineExecutor(prepared.setting, make_tripartite(prepared, model), recipe)
         else:
