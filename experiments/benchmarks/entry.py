@@ -164,6 +164,8 @@ class Entry:
         return float(told)
 
     def _family(self) -> list[psutil.Process]:
+        if self._process is None or self._process.returncode is not None:  # its number may be another's by now
+            return []
         try:
             root = psutil.Process(self._process.pid)
             return [root, *root.children(recursive=True)]
@@ -190,10 +192,11 @@ class Entry:
                 return
 
     def _end(self) -> None:
-        """End all processes that have come from this contestant: they carry its mark."""
+        """End all processes that have come from this contestant: they are its children, or carry its mark."""
+        family = self._family()
         for process in psutil.process_iter():
             with suppress(psutil.Error):
-                if process.environ().get("BENCH_SOCKET") == self._mark:
+                if process in family or process.environ().get("BENCH_SOCKET") == self._mark:
                     process.kill()
         if self._process is not None:
             self._process.wait()
