@@ -284,10 +284,11 @@ def _computed_by(about: Mapping[str, Any]) -> str:
 
 
 def _listed(facts: Mapping[str, Any]) -> str:
+    """Return facts in one line; what has facts of its own, such as the workers, stands in the runs' summaries."""
     return ", ".join(
         f"{name} {', '.join(map(str, fact)) if isinstance(fact, list) else fact}"
         for name, fact in facts.items()
-        if fact is not None
+        if fact is not None and not isinstance(fact, Mapping)
     )
 
 

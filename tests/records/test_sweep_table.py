@@ -28,7 +28,12 @@ from elsa_ray.records.sweep_table import (
 from tests.config.test_sweep import write_grid
 from tests.records.conftest import Recorded
 
-ABOUT = {"executor": "inline", "precision": "fp32", "hardware": {"cpus": 2}, "versions": {"python": "3.11"}}
+ABOUT = {
+    "executor": "inline",
+    "precision": "fp32",
+    "hardware": {"cpus": 2, "workers": {"count": 1}},
+    "versions": {"python": "3.11"},
+}
 
 
 @pytest.fixture
