@@ -18,6 +18,7 @@ from elsa_ray.config.experiment import ExperimentConfig
 from elsa_ray.config.misbehaviour import Misbehaviour, check_misbehaviour_of_task
 from elsa_ray.config.plugins import find_class
 from elsa_ray.config.protocol import CodecChains
+from elsa_ray.config.split import AutoSplitConfig
 from elsa_ray.config.task import SizesDataset
 from elsa_ray.model.adapters import AdapterLayout, Adapters, initial_adapters, make_layout
 from elsa_ray.model.cost import step_flops
@@ -174,7 +175,10 @@ def _resolved(config: ExperimentConfig, network: Network) -> ExperimentConfig:
     numerics = resolve_numerics(config.numerics)
     if numerics.edges_per_group == "auto":
         members = config.protocol.participation * len(network.clients) / len(network.edges)
-        needed = math.ceil(numerics.cohort / members)
+        # Clients of one cohort share their split: where there are several, each needs a cohort's worth of clients.
+        split = getattr(config.protocol, "split", None)
+        num_splits = split.auto.max_splits if isinstance(split, AutoSplitConfig) else 1
+        needed = math.ceil(num_splits * numerics.cohort / members)
         numerics = numerics.model_copy(update={"edges_per_group": min(needed, len(network.edges))})
     return config.model_copy(update={"numerics": numerics})
 

@@ -7,6 +7,8 @@ Shapes: N clients, K edges, G gateways.
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
@@ -78,11 +80,20 @@ class RoundTrips:
 
     def seconds(self, clients: Ints | slice) -> Floats:
         """Return the seconds of some clients, a row each; infinite where there is no way."""
-        up_seconds_NK, up_rate_NK = self._up.of(clients)
-        down_seconds_NK, down_rate_NK = self._down.of(clients)
         up_bytes_N1, down_bytes_N1 = self._up_bytes_N[clients, None], self._down_bytes_N[clients, None]
-        sending_NK = up_bytes_N1 / up_rate_NK + down_bytes_N1 / down_rate_NK
-        return 2 * (up_seconds_NK + down_seconds_NK) + sending_NK
+        return _seconds(self._up.of(clients), self._down.of(clients), up_bytes_N1, down_bytes_N1)
+
+    def seconds_through(self, clients: Ints, edges: Ints) -> Floats:
+        """Return the seconds of some clients, each through one edge, by its position among the edges."""
+        up, down = self._up.of_pairs(clients, edges), self._down.of_pairs(clients, edges)
+        return _seconds(up, down, self._up_bytes_N[clients], self._down_bytes_N[clients])
+
+
+def _seconds(up: tuple[Floats, Floats], down: tuple[Floats, Floats], up_bytes: Floats, down_bytes: Floats) -> Floats:
+    """Return what two messages up and two down take, from latency and bottleneck of each direction."""
+    (up_seconds, up_rate), (down_seconds, down_rate) = up, down
+    sending: Floats = up_bytes / up_rate + down_bytes / down_rate
+    return 2 * (up_seconds + down_seconds) + sending
 
 
 class _Ways:
@@ -112,22 +123,39 @@ class _Ways:
         self._own_seconds_N[single] = network.link_latency_seconds[link]
         self._own_rate_N[single] = network.link_bandwidth_bytes_per_second[link]
 
-        gateways_G, self._gateway_of_client_N = np.unique(gateway_N, return_inverse=True)
-        pairs = [(gateway, edge) for gateway in gateways_G.tolist() for edge in network.edges.tolist()]
-        sources, targets = [first for first, _ in pairs], [second for _, second in pairs]
-        routes = router.routes(sources, targets) if upward else router.routes(targets, sources)
-        shape = (len(gateways_G), len(network.edges))
-        self._seconds_GK = np.array([_latency_seconds(route) for route in routes]).reshape(shape)
-        rates = [1.0 if route is None else route.bottleneck_bytes_per_second for route in routes]
-        self._rate_GK = np.array(rates).reshape(shape)
+        self._gateways_G, self._gateway_of_client_N = np.unique(gateway_N, return_inverse=True)
+        self._edges_K, self._router, self._upward = network.edges, router, upward
 
     def of(self, clients: Ints | slice) -> tuple[Floats, Floats]:
         """Return the rows of some clients."""
         gateway_N = self._gateway_of_client_N[clients]
+        seconds_GK, rate_GK = self._ways_GK
         return (
-            self._own_seconds_N[clients, None] + self._seconds_GK[gateway_N],
-            np.minimum(self._own_rate_N[clients, None], self._rate_GK[gateway_N]),
+            self._own_seconds_N[clients, None] + seconds_GK[gateway_N],
+            np.minimum(self._own_rate_N[clients, None], rate_GK[gateway_N]),
         )
+
+    def of_pairs(self, clients: Ints, edges: Ints) -> tuple[Floats, Floats]:
+        """Return those of some clients, each to one edge. Looks up no other ways: there may be a thousand edges."""
+        pairs = np.stack([self._gateways_G[self._gateway_of_client_N[clients]], self._edges_K[edges]], axis=1)
+        different_P2, pair_N = np.unique(pairs, axis=0, return_inverse=True)
+        seconds_P, rate_P = self._routed(different_P2[:, 0].tolist(), different_P2[:, 1].tolist())
+        own_seconds_N, own_rate_N = self._own_seconds_N[clients], self._own_rate_N[clients]
+        return own_seconds_N + seconds_P[pair_N], np.minimum(own_rate_N, rate_P[pair_N])
+
+    @cached_property
+    def _ways_GK(self) -> tuple[Floats, Floats]:
+        """Latency and bottleneck between each gateway and each edge."""
+        pairs = [(gateway, edge) for gateway in self._gateways_G.tolist() for edge in self._edges_K.tolist()]
+        seconds, rate = self._routed([gateway for gateway, _ in pairs], [edge for _, edge in pairs])
+        shape = (len(self._gateways_G), len(self._edges_K))
+        return seconds.reshape(shape), rate.reshape(shape)
+
+    def _routed(self, gateways: list[int], edges: list[int]) -> tuple[Floats, Floats]:
+        routes = self._router.routes(gateways, edges) if self._upward else self._router.routes(edges, gateways)
+        seconds = np.array([_latency_seconds(route) for route in routes], np.float64)
+        rates = [1.0 if route is None else route.bottleneck_bytes_per_second for route in routes]
+        return seconds, np.array(rates, np.float64)
 
 
 def _latency_seconds(route: Route | None) -> float:

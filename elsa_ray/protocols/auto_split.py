@@ -16,7 +16,7 @@ from elsa_ray.config.split import AutoSplitConfig
 from elsa_ray.model.cost import blocks_num_bytes
 from elsa_ray.model.memory import client_memory_bytes, edge_frozen_bytes, edge_member_bytes
 from elsa_ray.model.split import Part, Split, cut
-from elsa_ray.protocols.estimates import UsualStep, network_seconds, steps_a_round
+from elsa_ray.protocols.estimates import UsualStep, round_trips, steps_a_round
 from elsa_ray.protocols.local_work import FP32_BYTES
 from elsa_ray.protocols.room import check_clients_hold
 from elsa_ray.protocols.setting import Setting
@@ -88,7 +88,8 @@ class SplitChooser:
             return self.most_private()
         setting, step, auto = self._setting, self._step, self._config.split.auto
         edges = setting.network.edges.tolist()
-        edge_N = np.array([edges.index(edge_of_client[client]) for client in placed.tolist()], np.int64)
+        position = {edge: number for number, edge in enumerate(edges)}
+        edge_N = np.array([position[edge_of_client[client]] for client in placed.tolist()], np.int64)
         active_N = np.maximum(1.0, np.bincount(edge_N, minlength=len(edges))[edge_N] * self._config.participation)
         client_flops, edge_flops = step_flops_NX(
             setting.shape, setting.layout, self._options, batch_N=step.batch_N[placed], length_N=step.length_N[placed]
@@ -100,7 +101,7 @@ class SplitChooser:
             edge_flops_per_second_N=np.full(len(placed), setting.fleet.edge.flops_per_second),
             edge_slots_N=1,
             active_members_N=np.ones(len(placed)),
-            network_seconds_N=network_seconds(setting, step)[placed, edge_N],
+            network_seconds_N=round_trips(setting, step).seconds_through(placed, edge_N),
         )
         held_NL = self._held(held_layers, placed)
         steps_left = float(steps_a_round(setting, self._config).mean()) * self._config.edge_rounds * left

@@ -34,6 +34,11 @@ class PlacedActor:
     node_id: str | None
 
 
+def device_of(placed: PlacedActor, device: str) -> str:
+    """Return what an actor computes on in a run on a device: an actor without a share of a GPU sees none."""
+    return device if placed.need.num_gpus > 0 else "cpu"
+
+
 @dataclass(frozen=True)
 class Placement:
     """All actors of a run.

@@ -36,7 +36,7 @@ from elsa_ray.runtime.failure import WaitTimeoutError, WorkerError, WorkerLostEr
 from elsa_ray.runtime.fingerprint import NumericFingerprint, differences
 from elsa_ray.runtime.jobs import CLOUD, pool_name
 from elsa_ray.runtime.metrics import RunMetrics
-from elsa_ray.runtime.placement import PlacedActor, Placement
+from elsa_ray.runtime.placement import PlacedActor, Placement, device_of
 from elsa_ray.runtime.pool import TrainedCohort
 from elsa_ray.runtime.ray_placement import Reservation, cluster_nodes, is_alive, nodes_at, resources_of
 from elsa_ray.runtime.shared import Shared
@@ -223,7 +223,8 @@ class _RayWorkers(Workers):
         return {"name": f"{self._run_name}/{placed.name}{f'-again-{number}' if number else ''}", **asked}
 
     def _settings_of(self, placed: PlacedActor) -> WorkerSettings:
-        return replace(self._settings, gpu_memory_bytes=placed.need.gpu_memory_bytes)
+        device = device_of(placed, self._settings.device)
+        return replace(self._settings, device=device, gpu_memory_bytes=placed.need.gpu_memory_bytes)
 
     def pools_for(self, cohort: Cohort) -> Sequence[int]:
         """Return the pools of the device that most members have."""

@@ -12,7 +12,7 @@ from elsa_ray.config.errors import InputError
 from elsa_ray.config.runtime import ActorResources, PoolResources
 from elsa_ray.runtime.gpu_claims import Claim, worst_on_one_gpu
 from elsa_ray.runtime.gpu_memory import tensor_share
-from elsa_ray.runtime.placement import Placement, place
+from elsa_ray.runtime.placement import Placement, device_of, place
 from elsa_ray.runtime.resources import Node, Wanted
 from elsa_ray.runtime.shares import largest_share
 
@@ -96,6 +96,9 @@ def test_edges_go_to_nodes_with_gpus_and_pools_to_their_kinds_of_nodes() -> None
         **{"pool-0": "l", "pool-1": "l", "pool-2": "p", "pool-3": "p", "pool-4": "p"},
     }
     assert placement.pools_of_device == {"phone": (2, 3, 4)} and placement.common_pools == (0, 1)
+    computing = {own.name: device_of(own, "cuda") for own in placement.actors}
+    assert {name for name, device in computing.items() if device == "cuda"} == {f"edge-group-{n}" for n in range(4)}
+    assert set(computing.values()) == {"cuda", "cpu"} and {device_of(own, "cpu") for own in placement.actors} == {"cpu"}
     assert placement.pools[0].need.bundle == {"CPU": 1.0, "laptops": 0.1}
     assert placement.pools[2].need.bundle == {"CPU": 0.25, "phones": 0.2}
     assert placement.pools_for(["phone", "laptop", "phone"]) == (2, 3, 4)
