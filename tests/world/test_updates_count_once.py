@@ -20,7 +20,7 @@ from elsa_ray.world.plan import WorkKey
 from tests.world.towns import TownRun, only_plan, town_config, train
 
 CITY = {"kind": "hierarchical", "clients": 6, "edges": 2}
-SLOW = {"faults": {"stragglers": {"kind": "fixed", "share": 0.4, "factor": 40}}}
+SLOW = {"faults": {"stragglers": {"kind": "fixed", "share": 0.4, "factor": 15}}}
 STALENESS = {"kind": "polynomial", "exponent": 1.0}
 KEEP, DROP = {"late": "keep", "staleness": STALENESS}, {"late": "drop"}
 
