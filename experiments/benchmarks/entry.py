@@ -48,7 +48,6 @@ class Entry:
         self._door = socket.socket(socket.AF_UNIX)
         self._door.bind(self._mark)
         self._door.listen()
-        self._attempt(self._start)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -56,7 +55,8 @@ class Entry:
         self._door.close()
 
     def get_ready(self) -> None:
-        """Wait until the contestant is ready for its first round."""
+        """Start the contestant, and wait until it is ready for its first round."""
+        self._attempt(self._start)
         self._attempt(self._get_ready)
 
     def warm_up(self) -> None:
