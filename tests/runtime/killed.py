@@ -1,10 +1,10 @@
 """Runs an experiment that SIGKILL ends before chosen changes of files, and goes on with it.
 
-A program of its own, ``python -m tests.runtime.killed CONFIG FOLDER [ADDRESS]``, which pays for the imports once: each
-part of a run is a fork of it. From standard input it takes a line a trial, a JSON list of moments: the run is killed
-before its so manyth change of a file in its folder, each resumption likewise, by a moment each; 0 lets it come to its
-end. A run that was killed before its first checkpoint is begun anew. For each trial it prints a JSON list of how each
-part has ended.
+A program of its own, ``python -m tests.runtime.killed``, which pays for the imports once: each part of a run is a fork
+of it. From standard input it takes a trial a line, in JSON: ``config``, ``out``, ``address`` and ``moments``. The run
+is killed before its so manyth change of a file in its folder, each resumption likewise, by a moment each; 0 lets it
+come to its end. What was killed before its first checkpoint is begun anew. For each trial it prints how its parts have
+ended.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def ended(do: Callable[[], object], moment: int, folder: Path) -> str:
 def run_trial(config: str, out: Path, address: str | None, moments: list[int]) -> list[str]:
     """Run, be killed and go on; returns how each part has ended."""
     ends: list[str] = []
-    console = Console(file=(out.with_suffix(".txt")).open("w"))
+    console = Console(file=out.with_suffix(".txt").open("w"))
     for moment in moments:
         is_lost = not ends or "to start anew" in ends[-1] or "a run folder" in ends[-1]
         if is_lost:
@@ -87,15 +87,16 @@ def run_trial(config: str, out: Path, address: str | None, moments: list[int]) -
     return ends
 
 
-def main(config: str, folder: Path, address: str | None) -> None:
+def main() -> None:
     torch.set_num_threads(1)
     # Its drawings take most of a small run's time.
     api.write_report = lambda run: write_whole(run / "report.html", "")
-    for number, line in enumerate(sys.stdin):
-        ends = run_trial(config, folder / str(number), address, json.loads(line))
+    for line in sys.stdin:
+        trial = json.loads(line)
+        ends = run_trial(trial["config"], Path(trial["out"]), trial["address"], trial["moments"])
         sys.stdout.write(json.dumps(ends) + "\n")
         sys.stdout.flush()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3] if len(sys.argv) > 3 else None)
+    main()
