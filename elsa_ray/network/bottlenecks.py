@@ -11,7 +11,8 @@ held lower elsewhere, takes those that are held higher, and its new level touche
 k-th lowest level is final once the lower ones are, so this ends, and what it ends with is max-min fair.
 
 A link that is not full, and whose load moves with one other link only, is not told of each change there: that link
-remembers up to which level it may rise before this one is full.
+remembers up to which level it may rise before this one is full. Nor is one told that many links load, and that is far
+from full: what each of them loads is then counted with room to rise, and found exactly once the sum would be too much.
 
 Services, tags, weights and loads are whole numbers of 2**-80, so that sums of many are exact, in whatever order.
 """
@@ -69,6 +70,7 @@ class Link:
         "held",
         "held_weight",
         "index",
+        "is_close",
         "is_contended",
         "is_tight",
         "is_touched",
@@ -130,6 +132,8 @@ class Link:
         self.looks = 0
         """How often it was looked at since a tag of its bundles has changed."""
         self.drops: list[tuple[float, int, Link]] = []
+        self.is_close = False
+        """It holds nothing and is nearly full, so that it has to know all loads exactly."""
         self.is_tight = False
         """It was full with what full followers might send, so that it has to know their levels."""
 
@@ -162,7 +166,7 @@ class Pair:
         self.bundles: dict[Bundle, None] = {}
         self.weight = 0
         self.load = 0
-        """What of the other link's ``other`` is theirs."""
+        """What of the other link's ``other`` is theirs; more than they load where that link holds nothing."""
 
 
 class Bundle:
@@ -346,6 +350,13 @@ class Bottlenecks:
             self._listen(link)
         capacity = self._capacity(link)
         bearable = capacity + (capacity >> _SLACK_BITS)
+        # What counts as close: the more links load it, the more it costs to count them anew.
+        close = capacity * min(len(link.crossed_by), 8) // 64
+        if link.other > bearable and not link.is_close:
+            self._make_exact(link)
+            link.is_close = capacity - link.other < close
+        elif link.is_close and capacity - link.other > 2 * close:
+            link.is_close = False
         if link.other > bearable:
             for source in list(link.crossed_by):
                 if source.is_full_follower():
@@ -354,6 +365,28 @@ class Bottlenecks:
         elif link.is_tight and link.other < capacity * 3 // 4:
             link.is_tight = False
         return link.other > bearable
+
+    def _make_exact(self, link: Link) -> None:
+        """Count what crosses a link that holds nothing as it is, without room to rise."""
+        for source, pair in link.crossed_by.items():
+            if link in source.listeners and not source.is_full_follower():
+                load = int(source.level * pair.weight)
+                link.other += load - pair.load
+                pair.load = load
+                self._push_fall(link, source.level, source)
+
+    def _has_room(self, other: Link, pair: Pair, load: int) -> bool:
+        """Tell whether a link needs not know that a pair loads it so much now, as it is counted with more anyway."""
+        if other.held or other.is_close or other.is_tight:
+            return False
+        if load > pair.load:
+            room = self._capacity(other) - other.other - (load - pair.load)
+            if room <= 0:
+                return False
+            more = load + min(load >> 2, room >> 1)
+            other.other += more - pair.load
+            pair.load = more
+        return True
 
     def _listen(self, link: Link) -> None:
         """End that the link follows another one: from now on its load is known at any time."""
@@ -399,7 +432,10 @@ class Bottlenecks:
             load = int(most * passing.weight)
             if other.held or other.is_tight or other.follows is not None:
                 is_spared = False
-            elif other.other + load - passing.load > self._capacity(other):
+                continue
+            if other.other + load - passing.load > self._capacity(other) and not other.is_close:
+                self._make_exact(other)
+            if other.other + load - passing.load > self._capacity(other):
                 other.is_tight = True
                 is_spared = False
         if not is_spared:
@@ -498,7 +534,7 @@ class Bottlenecks:
             return
         for other, pair in link.listeners.items():
             load = int(link.level * pair.weight)
-            if has_changed or load != pair.load:
+            if (has_changed or load != pair.load) and not self._has_room(other, pair, load):
                 other.other += load - pair.load
                 pair.load = load
                 self._push_fall(other, link.level, link)

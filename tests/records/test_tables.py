@@ -1,12 +1,22 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pyarrow.compute as pc
+import pytest
 
+from elsa_ray.records import tables, work_time
 from elsa_ray.records.reading import read_run
-from elsa_ray.records.tables import events_table, pending_transfers_table, transfers_table
+from elsa_ray.records.tables import (
+    events_table,
+    events_tables,
+    pending_transfers_table,
+    transfers_table,
+    transfers_tables,
+)
+from elsa_ray.records.work_time import WorkClock
 from elsa_ray.world.plan import ActivityKind
 from elsa_ray.world.timeline import Outcome
 from tests.records.conftest import Recorded
@@ -109,6 +119,35 @@ def test_tables_are_pure_functions(late: Recorded) -> None:
         lambda: events_table(finished.plan, finished.timeline, network),
     ):
         assert make().equals(make())
+
+
+def test_piece_by_piece_they_are_the_same(
+    timed: Recorded, late: Recorded, dropping: Recorded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many small pieces, none of them cut within an instant; and work that is accounted for a little at a time."""
+    for record in (timed, late, dropping):
+        network = record.prepared.setting.network
+        whole, clocks = [], (WorkClock(network), WorkClock(network))
+        for own in record.rounds:
+            transfers = transfers_table(own.timeline, network, 1)
+            events = events_table(own.plan, own.timeline, network, (), own.report)
+            whole.append((transfers, events, clocks[0].add(own.plan, own.timeline)))
+        with monkeypatch.context() as patched:
+            patched.setattr(tables, "_ROWS_AT_ONCE", 7)
+            patched.setattr(work_time, "_WORK_AT_ONCE", 2)
+            for own, (transfers, events, arrived) in zip(record.rounds, whole, strict=True):
+                pieces = list(transfers_tables(own.timeline, network, 1))
+                assert len(pieces) > 1 and sum(map(len, pieces)) == len(transfers)
+                assert transfers_table(own.timeline, network, 1).to_pylist() == transfers.to_pylist()
+                pieces = list(events_tables(own.plan, own.timeline, network, (), own.report))
+                assert len(pieces) > 1
+                for one, other in pairwise(piece["seconds"].to_pylist() for piece in pieces if len(piece)):
+                    assert one[-1] < other[0]
+                assert [row for piece in pieces for row in piece.to_pylist()] == events.to_pylist()
+                again = clocks[1].add(own.plan, own.timeline)
+                assert again.queue_seconds == arrived.queue_seconds
+                np.testing.assert_array_equal(again.seconds_WK, arrived.seconds_WK)
+                np.testing.assert_array_equal(again.transfer_seconds_W3, arrived.transfer_seconds_W3)
 
 
 def test_failed_clients_are_events(trained: Recorded) -> None:
