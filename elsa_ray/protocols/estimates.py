@@ -47,13 +47,8 @@ def usual_step(setting: Setting, config: ProtocolConfig) -> UsualStep:
     return UsualStep(batch_N, length_N, up[:, 0].astype(np.float64), down[:, 0].astype(np.float64))
 
 
-def network_seconds(setting: Setting, step: UsualStep) -> Floats:
-    """Return the time [N, K] of a step's four messages through each edge, on idle links; infinite without a way."""
-    return round_trips(setting, step).seconds(slice(None))
-
-
 def round_trips(setting: Setting, step: UsualStep) -> RoundTrips:
-    """Return the same for as many clients at a time as one asks for."""
+    """Return what a step's four messages take through each edge, on idle links, of the clients that one asks for."""
     return RoundTrips(setting.network, setting.router, up_bytes_N=step.up_bytes_N, down_bytes_N=step.down_bytes_N)
 
 

@@ -65,7 +65,8 @@ def main() -> None:
 
 def turns(options: argparse.Namespace) -> dict[str, list[float]]:
     """Return the seconds of each executor's rounds, played in turns."""
-    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    quiet: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
+    ray.init(address="local", num_cpus=3, **quiet)
     seconds: dict[str, list[float]] = {name: [] for name in POOLS}
     with ExitStack() as stack:
         stack.callback(ray.shutdown)

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from elsa_ray.clustering.assignment import (
     PARKED,
+    RoundTrips,
     assign,
     default_capacity,
     edge_costs,
@@ -210,6 +211,9 @@ def test_round_trips_are_right_for_clients_of_any_links(seed: int, directed: boo
         compute_seconds_NK=np.zeros((5, 2)),
     )
     np.testing.assert_allclose(found_NK, slow_round_trips(network, up_bytes_N, down_bytes_N), rtol=1e-12)
+    pairs = RoundTrips(network, Router(network), up_bytes_N=up_bytes_N, down_bytes_N=down_bytes_N)
+    clients, edges = np.array([4, 0, 0, 2, 1, 3]), np.array([1, 0, 1, 0, 1, 1])
+    assert np.array_equal(pairs.seconds_through(clients, edges), found_NK[clients, edges])
 
 
 def test_ways_are_looked_up_between_gateways_not_between_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from elsa_ray.clustering.trust import TrustState
 from elsa_ray.config.experiment import ExperimentConfig
 from elsa_ray.prepare import Prepared, prepare
 from elsa_ray.protocols.elsa import ElsaState
-from elsa_ray.protocols.estimates import compute_seconds, network_seconds, usual_step
+from elsa_ray.protocols.estimates import compute_seconds, round_trips, usual_step
 from elsa_ray.protocols.protocol import RoundReport, RoundResults
 from elsa_ray.runtime.jobs import RoundJob, round_job
 from elsa_ray.world.plan import Floats, Plan
@@ -64,7 +64,7 @@ class Untrained:
         setting, config = self.prepared.setting, self.prepared.config.protocol
         step = usual_step(setting, config)
         computing_N = compute_seconds(setting, step, self.state.splits)
-        return network_seconds(setting, step) + computing_N[:, None]
+        return round_trips(setting, step).seconds(slice(None)) + computing_N[:, None]
 
 
 @pytest.fixture(scope="module")
