@@ -20,6 +20,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 
 import elsa_ray
@@ -47,20 +48,18 @@ def main() -> None:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Run it and return time and memory."""
-    config = {
+    config: dict[str, Any] = {
         "name": "scale",
-        "task": {
-            "dataset": {"name": "pydocs"},
-            "model": "tiny",
-            "max_length": 32,
-            "partition": {"kind": "iid"},
-        },
+        "task": {"model": "tiny", "max_length": 32, "partition": {"kind": "iid"}},
         "topology": {"kind": "hierarchical", "clients": options.clients, "edges": options.edges},
         "protocol": {"name": options.protocol, "rounds": options.rounds, "local_steps": 1, "batch_size": 8},
         "evaluation": {"every": options.rounds},
         "runtime": {"executor": options.executor},
     }
     with tempfile.TemporaryDirectory() as folder, PeakMemory() as peak:
+        texts = Path(folder) / "texts.jsonl"
+        write_texts(texts, 4 * options.clients)
+        config["task"]["dataset"] = {"train": str(texts), "text": "text", "label": "label", "test_fraction": 0.02}
         begin = time.perf_counter()
         run = elsa_ray.run(config, out=Path(folder) / "run")
         seconds = time.perf_counter() - begin
@@ -78,6 +77,18 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "peak_memory_bytes": peak.num_bytes,
         "peak_memory_bytes_by_process": peak.by_process,
     }
+
+
+def write_texts(path: Path, count: int) -> None:
+    """Invent texts of 30 words, more than any data set that is at hand has for so many clients."""
+    generator = np.random.default_rng(0)
+    words = [
+        f"{first}{second}" for first in ("ba", "do", "ke", "li", "mu", "no") for second in ("ra", "te", "si", "po")
+    ]
+    with path.open("w", encoding="utf-8") as stream:
+        for drawn in generator.integers(0, len(words), (count, 30)):
+            text = " ".join(words[word] for word in drawn)
+            stream.write(json.dumps({"text": text, "label": f"topic {drawn[0] % 6}"}) + "\n")
 
 
 def cohort_fill(clients: int, edges: int = 1_000) -> dict[str, Any]:
