@@ -1,4 +1,4 @@
-"""Trust: whose work counts how much, by how far its answers agree with its cluster's (methods.md 1.6, reconstruction).
+"""Trust: whose work counts how much, by how far its work agrees with its cluster's (methods.md 1.6, reconstruction).
 
 A client's score follows its agreement slowly. Whoever scores too low, or agrees far less than its cluster does, is
 excluded for some global rounds, then counts less for some more. A known weakness: an honest client with rare data
@@ -151,7 +151,7 @@ def judge(
 
     excluded_N = np.array([state.is_excluded(round_index) for state in standing], bool)
     of_size = {} if updates is None else _charges_of_size(updates.sizes_N, excluded_N, config)
-    of_direction = {} if updates is None else _charges_of_direction(updates.cosines_VN, excluded_N, config)
+    of_direction = {} if updates is None else _charges_of_direction(updates, excluded_N, config)
     charges = _charges(agreement_N, standing, excluded_N, config) | of_direction | of_size
     for n in _kept(standing, excluded_N, charges, of_size):
         reason = charges.pop(n, f"excluded until round {standing[n].excluded_until_round}")
@@ -198,17 +198,19 @@ def _charges(
     return charges
 
 
-def _charges_of_direction(cosines_VN: Sequence[Floats], excluded_N: Bools, config: TrustConfig) -> dict[int, str]:
-    """Return why which positions are to be excluded for updates that point against the others'."""
+def _charges_of_direction(updates: UpdateFigures, excluded_N: Bools, config: TrustConfig) -> dict[int, str]:
+    """Return why which positions are to be excluded for updates that point against the others', or nowhere."""
     jury = np.flatnonzero(~excluded_N)
-    if len(jury) < LEAST_JURY or not cosines_VN:
+    if len(jury) < LEAST_JURY or not updates.cosines_VN:
         return {}
-    cosine_N = np.mean(cosines_VN, axis=0)
-    return {
-        n: f"update against the others': cosine {cosine_N[n]:.3f} < {-config.opposed:g}"
-        for n in jury.tolist()
-        if cosine_N[n] < -config.opposed
-    }
+    cosine_N = np.mean(updates.cosines_VN, axis=0)
+    charges = {}
+    for n in jury.tolist():
+        if not np.isfinite(updates.sizes_N[n]):
+            charges[n] = "update is not finite"
+        elif cosine_N[n] < -config.opposed:
+            charges[n] = f"update against the others': cosine {cosine_N[n]:.3f} < {-config.opposed:g}"
+    return charges
 
 
 def _charges_of_size(sizes_N: Floats, excluded_N: Bools, config: TrustConfig) -> dict[int, str]:

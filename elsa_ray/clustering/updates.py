@@ -61,7 +61,8 @@ def cosines_with_others(changes_NF: npt.NDArray[np.floating], weights_N: Floats)
         unit_NF = block_NF * scale_N[:, None]
         gram_NN += unit_NF @ unit_NF.T
         if (heard_N > 0).any():
-            to_median_N += unit_NF @ weighted_median(unit_NF, heard_N)
+            # Summed by numpy itself: the bits of a matrix-vector product depend on the number of threads.
+            to_median_N += (unit_NF * weighted_median(unit_NF, heard_N)).sum(axis=1)
     if (heard_N > 0).sum() >= LEAST_VOTERS:  # The median's own length is the same for all, and only the order counts.
         heard_N = np.where(to_median_N >= np.median(to_median_N[heard_N > 0]), heard_N, 0.0)
     with_all_N, own_N = gram_NN @ heard_N, np.diag(gram_NN) * heard_N

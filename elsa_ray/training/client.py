@@ -189,7 +189,8 @@ def _split_step(
 def _local_step(model: TripartiteModel, cohort: Cohort, parameters: Adapters, batch: CohortBatch) -> Tensor:
     """One step of the whole model on the client."""
     mask_NS = batch.mask_NS.to(model.device)
-    embedded_NSD, layers = model.embed(batch.ids_NS.to(model.device)), cohort.split.layers(Part.FRONT)
+    # Without blocks at the edge the cut lies within the client: all blocks are run, whatever side of it they are on.
+    embedded_NSD, layers = model.embed(batch.ids_NS.to(model.device)), range(model.shape.num_layers)
     losses_C = client_losses(model.scores(embedded_NSD, mask_NS, parameters, layers), batch)
     losses_C.sum().backward()
     return losses_C

@@ -137,7 +137,7 @@ def judge_members(
     round_index: int,
     inquiry: Inquiry,
 ) -> Judgement:
-    """Judge the clients that an edge gathers, by what they answered.
+    """Judge the clients that an edge gathers, by what they answered and, where it was seen, by what they changed.
 
     Args:
         clients: in order; one whose work of two rounds is gathered at once stands there twice.

@@ -42,6 +42,7 @@ POOLS = {"inline": None, "ray, one pool": 1, "ray, two pools": 2}
 
 
 def main() -> None:
+    """Measure and show."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="minilm", help="as in task.model")
     parser.add_argument("--clients", type=int, default=64)
@@ -109,6 +110,7 @@ def start(stack: ExitStack, name: str, pools: int | None, options: argparse.Name
 
 
 def show(medians: dict[str, float]) -> None:
+    """Print the medians and their ratios."""
     table = Table(title="A round, median")
     for title in ("executor", "seconds", "times as fast as inline"):
         table.add_column(title, justify="left" if title == "executor" else "right")

@@ -74,6 +74,7 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
 
 
 def main() -> None:
+    """Measure and show."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--precision", default="bf16", choices=["fp32", "bf16"])
@@ -95,33 +96,22 @@ def main() -> None:
 
 
 def measure(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return a row of figures for each size of a cohort; each size has the device's memory for itself."""
     device, dtype = torch.device(options.device), PRECISIONS[options.precision]
     model, adapters = build(name, device, dtype)
     best = best_matrix_rate(model, device, dtype)
-    steps = {size: step_of(model, adapters, size) for size in options.sizes}
     flops = flops_of(step_of(model, adapters, 1))
-    seconds: dict[int, list[float]] = {size: [] for size in steps}
-    peaks = dict.fromkeys(steps, 0)
-    for repetition in range(options.repetitions + 1):
-        for size in list(steps):
-            if device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats()
-            try:
-                elapsed = timed(steps[size], device)
-            except torch.OutOfMemoryError:
-                del steps[size]
-                torch.cuda.empty_cache()
-                continue
-            if device.type == "cuda":
-                peaks[size] = torch.cuda.max_memory_allocated()
-            if repetition:  # the first is a warm-up
-                seconds[size].append(elapsed)
     rows: list[dict[str, Any]] = []
-    for size, each in seconds.items():
-        if size not in steps:
+    for size in options.sizes:
+        try:
+            seconds, peak = times_of(model, adapters, size, options.repetitions)
+        except torch.OutOfMemoryError:
             rows.append({"model": name, "clients": size, "out_of_memory": True})
             continue
-        median = statistics.median(each)
+        finally:
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+        median = statistics.median(seconds)
         rows.append(
             {
                 "model": name,
@@ -131,10 +121,20 @@ def measure(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
                 "flops_per_second": size * flops / median,
                 "best_matrix_flops_per_second": best,
                 "utilisation": size * flops / median / best,
-                "peak_memory_bytes": peaks[size] or None,
+                "peak_memory_bytes": peak,
             }
         )
     return rows
+
+
+def times_of(model: TripartiteModel, adapters: Adapters, size: int, repetitions: int) -> tuple[list[float], int | None]:
+    """Return the seconds of each repetition, after one that warms up, and the most memory of a GPU that was held."""
+    if model.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    step = step_of(model, adapters, size)
+    timed(step, model.device)
+    seconds = [timed(step, model.device) for _ in range(repetitions)]
+    return seconds, torch.cuda.max_memory_allocated() if model.device.type == "cuda" else None
 
 
 def build(name: str, device: torch.device, dtype: torch.dtype) -> tuple[TripartiteModel, Adapters]:
@@ -170,6 +170,7 @@ def step_of(model: TripartiteModel, adapters: Adapters, clients: int) -> Callabl
 
 
 def flops_of(step: Callable[[], None]) -> int:
+    """Return the FLOPs of a step, as torch counts them."""
     counter = FlopCounterMode(display=False)
     with counter:
         step()
@@ -185,6 +186,7 @@ def best_matrix_rate(model: TripartiteModel, device: torch.device, dtype: torch.
 
 
 def rate(rows: int, inputs: int, outputs: int, device: torch.device, dtype: torch.dtype) -> float:
+    """Return the FLOP/s of a matrix product, the best of ten."""
     left = torch.randn(rows, inputs, device=device, dtype=dtype)
     right = torch.randn(inputs, outputs, device=device, dtype=dtype)
     product = lambda: torch.mm(left, right)  # noqa: E731
@@ -222,6 +224,7 @@ def mixed_run(device: str) -> dict[str, Any]:
 
 
 def show(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
+    """Print the rows, beside as many clients one after another."""
     alone = {row["model"]: row["clients_per_second"] for row in rows if row["clients"] == 1 and len(row) > 3}
     table = Table(title=f"One step a client, batch {BATCH} x {LENGTH} tokens, {options.device} {options.precision}")
     for title in ("model", "clients", "ms a step", "clients/s", "times one by one", "GFLOP/s", "of the best"):

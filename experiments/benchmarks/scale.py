@@ -31,6 +31,7 @@ from elsa_ray.runtime.jobs import round_job
 
 
 def main() -> None:
+    """Measure and show."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", type=int, default=10_000)
     parser.add_argument("--edges", type=int, default=10)

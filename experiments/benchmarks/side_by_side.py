@@ -45,6 +45,7 @@ MODELS = {"no-op": "tiny", "tiny": "tiny", "minilm": "minilm"}
 
 
 def main() -> None:
+    """Measure and show."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", default=list(TITLES), choices=list(TITLES))
     parser.add_argument("--contestants", nargs="+", default=["ours", "flower", "pfl", "plain"])

@@ -95,6 +95,9 @@ def test_an_update_against_the_others_is_excluded_at_once_and_a_low_agreement_is
     (event,) = judgement.events
     assert (event.client, event.reason) == (2, "update against the others': cosine -0.110 < -0.1")
     assert judgement.weights_N.tolist() == pytest.approx([0.97, 0.97, 0.0, 0.97, 0.76])
+    broken = UpdateFigures(np.array([1.0, 1, 1, 1, np.nan]), (np.array([0.5, 0.4, 0.1, 0.1, -1.0]),))
+    (event,) = judge(agreement_N, range(5), [NEW] * 5, 0, VERIFIED, broken).events
+    assert (event.client, event.reason) == (4, "update is not finite")
     few = judge(agreement_N[1:3], range(2), [NEW] * 2, 0, VERIFIED, UpdateFigures(np.ones(2), (views[0][1:3],)))
     assert few.events == (), "of two, none can tell who is wrong"
     out = TrustState(0.5, excluded_until_round=7, probation_until_round=12)

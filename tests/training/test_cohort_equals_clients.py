@@ -105,6 +105,12 @@ def test_ragged_clients_train_as_if_alone(model: tuple[str, bool], optimizer: st
     assert_equals_separate_runs(lab, split, OPTIMIZERS[optimizer], tokens, RAGGED, start)
 
 
+def test_without_blocks_at_the_edge_it_does_not_matter_where_the_client_is_cut() -> None:
+    lab, split = fp32_lab("bert"), Split(1, 0, LAYERS - 1)
+    start = [lab.adapters(seed) for seed in range(3)]
+    assert_equals_separate_runs(lab, split, OPTIMIZERS["adamw"], random_texts(18), RAGGED, start)
+
+
 @pytest.mark.parametrize("split", [UNCUT, CUT], ids=["uncut", "cut"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_client_that_runs_out_of_batches_stands_still(optimizer: str, split: Split) -> None:

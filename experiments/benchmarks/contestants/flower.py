@@ -55,7 +55,10 @@ def flower(work: Work, turns: Turns) -> Mapping[str, Tensor]:
         client_app,
         num_supernodes=clients,
         # A Ray of its own, also where another one is running or has left its address.
-        backend_config={"init_args": {"address": "local"}, "client_resources": {"num_cpus": 1, "num_gpus": 0.0}},
+        backend_config={
+            "init_args": {"address": "local", "num_cpus": 2},
+            "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
+        },
     )
     return after
 

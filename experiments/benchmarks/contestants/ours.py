@@ -1,6 +1,7 @@
 """The work in elsa_ray: ``python ours.py WORK_FOLDER OUT_FILE``.
 
-A round is all of it, as in ``elsa_ray.run``: plan, simulated network, training, aggregation, records.
+A round is all of it, as in ``elsa_ray.run``, but for the checkpoint: plan, simulated network, training, aggregation,
+records.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def make_executor(prepared: Prepared, *, no_op: bool) -> Executor:
 
     # A found cluster is used as it is, so its workers can be told to train nothing.
     hook = {"worker_process_setup_hook": train_nothing} if no_op else None
-    ray.init(address="local", include_dashboard=False, log_to_driver=False, runtime_env=hook)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=hook)
     model = model.to(PRECISIONS[prepared.config.numerics.precision])
     return RayExecutor(prepared.setting, model, recipe, address=None, status=lambda text: None)
 
