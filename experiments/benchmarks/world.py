@@ -72,14 +72,16 @@ def measure(clients: int, edges: int, model: str) -> dict[str, float]:
             folder.write_round(round_, prepared.setting)
             folder.close()
             folder.finish(make_summary(prepared.setting, folder.totals, hardware={}))
+        num_rows, simulated_seconds = len(plan.activities), timeline.end_seconds
+        del round_, plan, timeline, state, report, world_state  # a report is made of the records alone
         with timed("report"):
             write_report(folder.path)
     return {
         **figures,
         "total": sum(figures[phase] for phase in PHASES),
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "rows": len(plan.activities),
-        "simulated_seconds": timeline.end_seconds,
+        "rows": num_rows,
+        "simulated_seconds": simulated_seconds,
     }
 
 
@@ -101,7 +103,7 @@ def main() -> None:
     measured: dict[int, float] = {}
     for clients in options.clients:
         command = [sys.executable, __file__, "--one", "--clients", str(clients), "--edges", str(options.edges)]
-        output = subprocess.run([*command, "--model", options.model], check=True, capture_output=True, text=True)
+        output = subprocess.run([*command, "--model", options.model], check=True, stdout=subprocess.PIPE, text=True)
         figures = json.loads(output.stdout.splitlines()[-1])
         ratio = growth(clients, figures["total"], *totals.popitem()) if totals else math.nan
         totals[clients] = figures["total"]
