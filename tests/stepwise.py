@@ -31,6 +31,7 @@ Way = tuple[float, float, float]
 def exclude_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no client be excluded, whatever it answers; scores still weigh."""
     monkeypatch.setattr(trust, "_charges", lambda *arguments: {})
+    monkeypatch.setattr(trust, "_charges_of_direction", lambda *arguments: {})
 
 
 class Stepwise:

@@ -22,6 +22,7 @@ from elsa_ray.codecs import wire
 from elsa_ray.model.split import Part, cut
 from elsa_ray.prepare import load_backbone, make_tripartite
 from elsa_ray.runtime import executor as executor_module
+from elsa_ray.runtime import host as host_module
 from elsa_ray.runtime.host import ModelHost
 from elsa_ray.runtime.jobs import CLOUD
 from elsa_ray.tasks.dataset import load_dataset
@@ -136,6 +137,11 @@ def caught(monkeypatch: pytest.MonkeyPatch) -> Caught:
             caught.in_the_clear.add(role)
         return payload
 
+    def readdressed(chain: Any, role: Role, *arguments: Any) -> bytes:
+        payload = wire.readdressed(chain, role, *arguments)
+        caught.payloads.append((role, payload))
+        return payload
+
     def calibrations(*arguments: Any) -> list[bytes]:
         payloads = wire.encode_calibrations(*arguments)
         caught.payloads.extend((Role(wire._HEADER.unpack_from(payload)[2]), payload) for payload in payloads)
@@ -155,6 +161,7 @@ def caught(monkeypatch: pytest.MonkeyPatch) -> Caught:
         return await call_host(workers, host, method, *arguments)
 
     monkeypatch.setattr(messages, "encode_hidden", hidden)
+    monkeypatch.setattr(host_module, "readdressed", readdressed)
     monkeypatch.setattr(messages, "encode_calibrations", calibrations)
     for module in (recipe, probing, tables, evidence):
         monkeypatch.setattr(module, "encode_adapters", adapters)
