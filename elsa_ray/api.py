@@ -24,6 +24,7 @@ from elsa_ray.records.adapter import export_adapter
 from elsa_ray.records.compare import compare_runs
 from elsa_ray.records.folder import (
     CONFIG,
+    REPORT,
     RunFolder,
     forget_parts,
     has_parts,
@@ -35,7 +36,7 @@ from elsa_ray.records.log import logged_to
 from elsa_ray.records.profile import Profile, profile_table, write_profile
 from elsa_ray.records.progress import RunProgress, print_start, print_summary, print_table
 from elsa_ray.records.reading import EARLY_ENDS, RunRecord, read_run
-from elsa_ray.records.report import REPORT, write_report
+from elsa_ray.records.report import write_report
 from elsa_ray.records.round import Round
 from elsa_ray.records.storage import Mirror, Storage, StorageError, is_uri, remembered_storage
 from elsa_ray.records.summary import make_summary

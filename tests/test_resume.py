@@ -242,6 +242,28 @@ def test_what_a_kill_has_left_undone_after_the_summary_is_done(
     assert_same_plan(planned[0], run)
 
 
+def test_the_report_of_an_interruption_is_not_that_of_the_end(
+    planned: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run is interrupted, goes on, and is killed between its summary and its report."""
+    out = tmp_path / "run"
+    monkeypatch.setattr(api, "write_report", lambda folder: (folder / "report.html").write_text("of the interruption"))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(api, "rounds", rounds_until(2, KeyboardInterrupt()))
+        run(planned[0] / "config.yaml", out=out)
+    with monkeypatch.context() as patch, pytest.raises(KilledError):
+        patch.setattr(api, "write_report", raise_killed)
+        resume(out)
+    monkeypatch.setattr(api, "write_report", lambda folder: (folder / "report.html").write_text("of the end"))
+    assert run_command(["run", "--resume", str(out)]) == 0
+    assert "its report was not there, and is made" in capsys.readouterr().out
+    assert (out / "report.html").read_text() == "of the end"
+
+
+def raise_killed(folder: Path) -> None:
+    raise KilledError
+
+
 @pytest.mark.parametrize(
     ("error", "code"), [(KeyboardInterrupt(), 130), (WorkerError("pool-0: broken", "its traceback"), 1)]
 )
