@@ -45,6 +45,7 @@ from elsa_ray.runtime.checkpoints import (
     Checkpoints,
     StoredCheckpoint,
     checkpoint_numbers,
+    cut_after,
     keep_last,
     read_checkpoint,
 )
@@ -180,6 +181,7 @@ def _resume(
         before = stored.checkpoint(type(prepared.protocol.start(None)))
         if storage is not None:
             storage.take_over()
+        cut_after(run, stored.num_rounds)  # Before the oldest go: these are damaged, and count for nothing.
         keep_last(run, max(1, config.runtime.keep_checkpoints))
         with RunFolder.reopen(run, prepared.config, stored.num_rounds, before.records) as folder:
             mirror = Mirror(folder.path, storage, console)

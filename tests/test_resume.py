@@ -325,6 +325,19 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     assert_same_plan(planned[0], killed)
 
 
+def test_a_damaged_checkpoint_does_not_count_among_those_to_keep(
+    planned: tuple[Path, Path], killed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run is killed again before it has written another one."""
+    DAMAGES["no tensors"](killed)
+    with monkeypatch.context() as patch, pytest.raises(KilledError):
+        patch.setattr(api, "rounds", rounds_until(0, KilledError()))
+        resume(killed, overrides=["runtime.keep_checkpoints=1"])
+    assert [path.name for path in (killed / "checkpoints").glob("0*")] == ["000002.json", "000002.safetensors"]
+    resume(killed, overrides=["runtime.keep_checkpoints=3"])
+    assert_same_plan(planned[0], killed)
+
+
 REFUSED: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "another field": (
         lambda run: None,

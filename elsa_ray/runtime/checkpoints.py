@@ -124,6 +124,14 @@ def checkpoint_numbers(run: Path) -> list[int]:
     return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
 
 
+def cut_after(run: Path, num_rounds: int) -> None:
+    """Remove the checkpoints after more finished rounds than these, and what a kill has left of such."""
+    # Sorted: of each checkpoint first what makes it one.
+    for path in sorted((run / FOLDER).glob("[0-9]*.*")):
+        if path.stem.isdecimal() and int(path.stem) > num_rounds:
+            path.unlink()
+
+
 def keep_last(run: Path, count: int) -> None:
     """Remove all but the last checkpoints of a run, and what a kill has left of others."""
     kept = {_states_path(run, number).stem for number in checkpoint_numbers(run)[:count]}
