@@ -21,7 +21,7 @@ from elsa_ray.protocols.protocol import ProtocolState
 from elsa_ray.records.folder import RecordsState
 from elsa_ray.records.json_text import write_whole
 from elsa_ray.runtime.forms import Form, TensorBox, UnknownTypeError, WrongDataError, form_of
-from elsa_ray.runtime.provenance import Provenance
+from elsa_ray.runtime.provenance import ChangedError, Provenance
 from elsa_ray.world.timeline import WorldState
 
 SCHEMA_VERSION = 1
@@ -63,14 +63,14 @@ class StoredCheckpoint:
         """Return the states; ``kind`` is the class of the protocol's.
 
         Raises:
-            InputError: another version of the code has written them.
+            ChangedError: another version of the code has written them.
         """
         tensors = safetensors.torch.load(self._tensors)
         try:
             values = {name: form.unpack(self._states[name], tensors) for name, form in _forms(kind).items()}
         except (WrongDataError, LookupError, TypeError, AttributeError) as error:
             allowed = "one that this version of elsa-ray, and of the protocol, has written"
-            raise InputError(f"checkpoint {self.num_rounds}", f"another state ({error})", allowed) from None
+            raise ChangedError(f"checkpoint {self.num_rounds}", f"another state ({error})", allowed) from None
         return Checkpoint(**values)
 
 
