@@ -13,13 +13,15 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "InputError": "elsa_ray.config.errors",
     "Run": "elsa_ray.api",
+    "StorageError": "elsa_ray.records.storage",
+    "WorkerError": "elsa_ray.runtime.failure",
     "compare": "elsa_ray.api",
     "network": "elsa_ray",
     "plan": "elsa_ray.api",
     "resume": "elsa_ray.api",
     "run": "elsa_ray.api",
 }
-__all__ = ["InputError", "Run", "compare", "network", "plan", "resume", "run"]
+__all__ = ["InputError", "Run", "StorageError", "WorkerError", "compare", "network", "plan", "resume", "run"]
 
 
 def __getattr__(name: str) -> Any:

@@ -24,6 +24,7 @@ from elsa_ray.records.adapter import export_adapter
 from elsa_ray.records.compare import compare_runs
 from elsa_ray.records.folder import (
     CONFIG,
+    REPORT,
     RunFolder,
     forget_parts,
     has_parts,
@@ -35,7 +36,7 @@ from elsa_ray.records.log import logged_to
 from elsa_ray.records.profile import Profile, profile_table, write_profile
 from elsa_ray.records.progress import RunProgress, print_start, print_summary, print_table
 from elsa_ray.records.reading import EARLY_ENDS, RunRecord, read_run
-from elsa_ray.records.report import REPORT, write_report
+from elsa_ray.records.report import write_report
 from elsa_ray.records.round import Round
 from elsa_ray.records.storage import Mirror, Storage, StorageError, is_uri, remembered_storage
 from elsa_ray.records.summary import make_summary
@@ -44,6 +45,7 @@ from elsa_ray.runtime.checkpoints import (
     Checkpoints,
     StoredCheckpoint,
     checkpoint_numbers,
+    cut_after,
     keep_last,
     read_checkpoint,
 )
@@ -51,7 +53,7 @@ from elsa_ray.runtime.executor import Executor, InlineExecutor, NoExecutor
 from elsa_ray.runtime.fingerprint import NumericFingerprint, describe_workers, differences
 from elsa_ray.runtime.forms import WrongDataError
 from elsa_ray.runtime.hardware import describe_hardware
-from elsa_ray.runtime.provenance import Provenance, check_same_data, check_unchanged, provenance_of
+from elsa_ray.runtime.provenance import ChangedError, Provenance, check_same_data, check_unchanged, provenance_of
 from elsa_ray.signals import sigterm_kept, uninterrupted
 
 _LOGGER = logging.getLogger("elsa_ray")
@@ -171,19 +173,32 @@ def _resume(
         _check_address(address, config)
         stored = _last_checkpoint(run, console)
         provenance = provenance_of(config)
-        some_failed = any(line.get("failures") for line in record.rounds[: stored.num_rounds])
-        check_unchanged(stored.provenance, provenance, some_failed=some_failed)
-        with console.status("preparing data, network and plan"):
-            prepared = prepare(config)
-        check_same_data(stored.data_sha256, prepared.setting.task.data_sha256)
-        before = stored.checkpoint(type(prepared.protocol.start(None)))
+        prepared, before = _checked(record, stored, config, provenance, console)
         if storage is not None:
             storage.take_over()
+        cut_after(run, stored.num_rounds)  # Before the oldest go: these are damaged, and count for nothing.
         keep_last(run, max(1, config.runtime.keep_checkpoints))
         with RunFolder.reopen(run, prepared.config, stored.num_rounds, before.records) as folder:
             mirror = Mirror(folder.path, storage, console)
             recorder = _Recorder(prepared, provenance, folder, mirror, console, before, shows_profile=profile)
             return recorder.record(address)
+
+
+def _checked(
+    record: RunRecord, stored: StoredCheckpoint, config: ExperimentConfig, provenance: Provenance, console: Console
+) -> tuple[Prepared, Checkpoint]:
+    """Prepare a run that goes on, and return the state to go on from.
+
+    Raises:
+        ChangedError: something is not as it was that the run rests on.
+        InputError: the run cannot be prepared here.
+    """
+    some_failed = any(line.get("failures") for line in record.rounds[: stored.num_rounds])
+    check_unchanged(stored.provenance, provenance, some_failed=some_failed)
+    with console.status("preparing data, network and plan"):
+        prepared = prepare(config)
+    check_same_data(stored.data_sha256, prepared.setting.task.data_sha256)
+    return prepared, stored.checkpoint(type(prepared.protocol.start(None)))
 
 
 def _conclude_finished(record: RunRecord, summary: dict[str, Any], storage: Storage | None, console: Console) -> Run:
@@ -213,6 +228,19 @@ def can_go_on(run: Path) -> bool:
     except InputError:
         return False
     return True
+
+
+def has_changed(run: Path, overrides: Sequence[str]) -> bool:
+    """Whether something is not as it was that a run rests on, so that ``resume`` will always refuse it."""
+    console = Console(quiet=True)
+    try:
+        config = load_config(run / CONFIG, overrides)
+        _checked(read_run(run), _last_checkpoint(run, console), config, provenance_of(config), console)
+    except ChangedError:
+        return True
+    except InputError:
+        return False
+    return False
 
 
 def _last_checkpoint(run: Path, console: Console) -> StoredCheckpoint:

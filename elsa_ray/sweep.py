@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 from rich.console import Console
 
-from elsa_ray.api import can_go_on
+from elsa_ray.api import can_go_on, has_changed
 from elsa_ray.config.errors import InputError, unknown_name
 from elsa_ray.config.sweep import Cell, Grid, load_grid, row_error
 from elsa_ray.prepare import prepare
@@ -159,7 +159,9 @@ def _run_all(
             for cell, process in list(running.values()):
                 if process.poll() is not None:
                     del running[cell.key]
-                    if process.returncode == _REFUSED and cell.key in resumed - refused:
+                    is_refused = process.returncode == _REFUSED and cell.key in resumed - refused
+                    # A cluster that does not answer is no reason to give up what was computed.
+                    if is_refused and has_changed(folder.folder(cell), [_runtime_override(cell)]):
                         # Data or versions are others than when it was begun: it is run anew, as any other.
                         refused.add(cell.key)
                         waiting.appendleft(cell)
@@ -195,9 +197,12 @@ def start_resume(cell: Cell, folder: Path, log: Path, lock: int) -> subprocess.P
         log: where all lies that it has said; what it says is added.
         lock: as for ``start_run``.
     """
-    runtime = json.dumps(cell.config.model_dump(mode="json")["runtime"])
     with log.open("ab") as output:
-        return _start(["run", "--resume", str(folder), "--set", f"runtime={runtime}"], output, lock)
+        return _start(["run", "--resume", str(folder), "--set", _runtime_override(cell)], output, lock)
+
+
+def _runtime_override(cell: Cell) -> str:
+    return f"runtime={json.dumps(cell.config.model_dump(mode='json')['runtime'])}"
 
 
 def _start(arguments: Sequence[str], output: BinaryIO, lock: int) -> subprocess.Popen[bytes]:

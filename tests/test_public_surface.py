@@ -9,7 +9,9 @@ import elsa_ray
 
 
 def test_the_public_names_are_these() -> None:
-    assert elsa_ray.__all__ == ["InputError", "Run", "compare", "network", "plan", "resume", "run"]
+    errors = ["InputError", "StorageError", "WorkerError"]
+    functions = ["compare", "network", "plan", "resume", "run"]
+    assert elsa_ray.__all__ == sorted([*errors, "Run", *functions])
     for name in elsa_ray.__all__:
         assert getattr(elsa_ray, name) is not None
 

@@ -242,6 +242,28 @@ def test_what_a_kill_has_left_undone_after_the_summary_is_done(
     assert_same_plan(planned[0], run)
 
 
+def test_the_report_of_an_interruption_is_not_that_of_the_end(
+    planned: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run is interrupted, goes on, and is killed between its summary and its report."""
+    out = tmp_path / "run"
+    monkeypatch.setattr(api, "write_report", lambda folder: (folder / "report.html").write_text("of the interruption"))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(api, "rounds", rounds_until(2, KeyboardInterrupt()))
+        run(planned[0] / "config.yaml", out=out)
+    with monkeypatch.context() as patch, pytest.raises(KilledError):
+        patch.setattr(api, "write_report", raise_killed)
+        resume(out)
+    monkeypatch.setattr(api, "write_report", lambda folder: (folder / "report.html").write_text("of the end"))
+    assert run_command(["run", "--resume", str(out)]) == 0
+    assert "its report was not there, and is made" in capsys.readouterr().out
+    assert (out / "report.html").read_text() == "of the end"
+
+
+def raise_killed(folder: Path) -> None:
+    raise KilledError
+
+
 @pytest.mark.parametrize(
     ("error", "code"), [(KeyboardInterrupt(), 130), (WorkerError("pool-0: broken", "its traceback"), 1)]
 )
@@ -300,6 +322,19 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     assert run_command(["run", "--resume", str(killed)]) == 0
     printed = capsys.readouterr().out
     assert "the checkpoint after 3 rounds cannot be used (" in printed and "going on after round 2" in printed
+    assert_same_plan(planned[0], killed)
+
+
+def test_a_damaged_checkpoint_does_not_count_among_those_to_keep(
+    planned: tuple[Path, Path], killed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run is killed again before it has written another one."""
+    DAMAGES["no tensors"](killed)
+    with monkeypatch.context() as patch, pytest.raises(KilledError):
+        patch.setattr(api, "rounds", rounds_until(0, KilledError()))
+        resume(killed, overrides=["runtime.keep_checkpoints=1"])
+    assert [path.name for path in (killed / "checkpoints").glob("0*")] == ["000002.json", "000002.safetensors"]
+    resume(killed, overrides=["runtime.keep_checkpoints=3"])
     assert_same_plan(planned[0], killed)
 
 

@@ -231,6 +231,25 @@ def test_a_half_run_goes_on_from_its_checkpoint(
     assert record.metrics["simulated_seconds"] == alone["simulated_seconds"]
 
 
+def test_a_half_run_is_not_given_up_because_its_cluster_is_gone(
+    data: Path, tmp_path: Path, starter: Starter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = {"protocol": {"name": "elsa", "rounds": 2, "local_steps": 1}}
+    grid = write_project(tmp_path, data, base, seeds=[0], rows={"elsa": {}}, baseline="elsa")
+    (cell,) = load_grid(grid).cells
+    folder = SweepFolder(tmp_path / "out").folder(cell)
+    folder.parent.mkdir(parents=True)
+    with monkeypatch.context() as patch, pytest.raises(KilledError):
+        patch.setattr(api, "rounds", rounds_until(1, KilledError()))
+        elsa_ray.run(cell.config, out=folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(sweep_module, "start_resume", lambda *arguments: Done(2))
+        assert len(sweep(grid, out=tmp_path / "out").failed) == 1
+    assert starter.started == [] and not (tmp_path / "out" / "set-aside").exists()
+    assert sweep(grid, out=tmp_path / "out").failed == ()
+    assert starter.started == [] and starter.resumed == ["elsa-seed0"]
+
+
 def test_a_failed_run_is_told_and_the_others_go_on(
     data: Path, tmp_path: Path, starter: Starter, capsys: pytest.CaptureFixture[str]
 ) -> None:

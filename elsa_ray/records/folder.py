@@ -37,7 +37,7 @@ from elsa_ray.records.work_time import UnfinishedWork, WorkClock
 from elsa_ray.world.plan import WorkKey
 from elsa_ray.world.transfer_parts import transfer_parts
 
-CONFIG, SUMMARY, ROUNDS = "config.yaml", "summary.json", "rounds.jsonl"
+CONFIG, SUMMARY, ROUNDS, REPORT = "config.yaml", "summary.json", "rounds.jsonl", "report.html"
 TRANSFERS, EVENTS = "transfers.parquet", "events.parquet"
 PARTS = "checkpoints/rounds"
 _LOCK = "checkpoints/.lock"
@@ -102,7 +102,8 @@ class RunFolder:
             num_rounds: finished rounds to keep.
             before: what the records remembered after these.
         """
-        (path / SUMMARY).unlink(missing_ok=True)
+        for name in (SUMMARY, REPORT):
+            (path / name).unlink(missing_ok=True)
         write_whole(path / CONFIG, dump_config(config))
         lines = _whole_lines(path / ROUNDS)[:num_rounds]
         write_whole(path / ROUNDS, b"".join(lines))

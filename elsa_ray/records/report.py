@@ -21,6 +21,7 @@ from elsa_ray.records import human
 from elsa_ray.records.answers import all_tables
 from elsa_ray.records.charts import SERIES, bar_chart, line_chart
 from elsa_ray.records.drawing import MOST_CLIENTS_DRAWN, topology_svg
+from elsa_ray.records.folder import REPORT
 from elsa_ray.records.intervals import clients_of_round, longest_round
 from elsa_ray.records.json_text import write_whole
 from elsa_ray.records.profile import profile_table, read_profile
@@ -28,7 +29,6 @@ from elsa_ray.records.reading import RunRecord, read_run
 from elsa_ray.records.timeline_charts import gantt_svg, links_svg
 from elsa_ray.world.roles import Role
 
-REPORT = "report.html"
 _MOST_NODES_DRAWN = 500
 """Besides clients: placing more takes longer than planning the run."""
 

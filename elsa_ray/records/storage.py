@@ -248,7 +248,7 @@ class Mirror:
             again = f"to copy it: elsa-ray run --resume {self._folder}"
             raise StorageError(f"{self._failed(self._storage, error)}; {again}") from error
         if for_good:
-            (self._folder / _REMEMBERED).unlink()
+            (self._folder / _REMEMBERED).unlink(missing_ok=True)
         self._say(f"copied to {self._storage.uri}")
 
     def _copy(self, storage: Storage, leave_out: Collection[str], waits_seconds: Collection[float]) -> None:

@@ -61,13 +61,11 @@ _ROWS_AT_ONCE = 2**20
 """Tables of millions of rows are made piece by piece; Parquet's groups of rows are of this size by default."""
 
 
-def transfers_table(timeline: Timeline, network: Network, round_index: int) -> pa.Table:
-    """Return the transfers that ended in a round, whole or broken off; one that never started is not among them."""
-    return pa.concat_tables(transfers_tables(timeline, network, round_index))
-
-
 def transfers_tables(timeline: Timeline, network: Network, round_index: int) -> Iterator[pa.Table]:
-    """Yield the rows of ``transfers_table`` piece by piece; at least one piece."""
+    """Yield the transfers that ended in a round, whole or broken off, piece by piece; at least one piece.
+
+    A transfer that never started is not among them.
+    """
     is_ended = (timeline.outcome == Outcome.DROPPED) & np.isfinite(timeline.start_seconds)
     is_ended |= timeline.outcome == Outcome.DONE
     is_ended &= timeline.activities.kind == ActivityKind.TRANSFER
@@ -196,24 +194,6 @@ class _Log:
         return tuple(column[by_time] for column in (event, seconds, node, client, detail))
 
 
-def events_table(
-    plan: Plan,
-    timeline: Timeline,
-    network: Network,
-    failed: Sequence[WorkKey] = (),
-    report: RoundReport | None = None,
-) -> pa.Table:
-    """Return what happened in a round, sorted by time; an activity that goes on over rounds starts and ends once.
-
-    Args:
-        plan, timeline: of the round.
-        network: the topology.
-        failed: work whose training broke down.
-        report: decisions about clients, and which were given another edge; None for neither.
-    """
-    return pa.concat_tables(events_tables(plan, timeline, network, failed, report))
-
-
 def events_tables(
     plan: Plan,
     timeline: Timeline,
@@ -221,7 +201,16 @@ def events_tables(
     failed: Sequence[WorkKey] = (),
     report: RoundReport | None = None,
 ) -> Iterator[pa.Table]:
-    """Yield the rows of ``events_table`` piece by piece; at least one piece."""
+    """Yield what happened in a round, sorted by time, piece by piece; at least one piece.
+
+    An activity that goes on over rounds starts and ends once.
+
+    Args:
+        plan, timeline: of the round.
+        network: the topology.
+        failed: work whose training broke down.
+        report: decisions about clients, and which were given another edge; None for neither.
+    """
     log = _Log()
     details = [*_ROLE_LABELS, *_STAGE_LABELS]
     causes = [cause.label for cause in timeline.causes]

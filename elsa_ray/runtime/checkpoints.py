@@ -21,7 +21,7 @@ from elsa_ray.protocols.protocol import ProtocolState
 from elsa_ray.records.folder import RecordsState
 from elsa_ray.records.json_text import write_whole
 from elsa_ray.runtime.forms import Form, TensorBox, UnknownTypeError, WrongDataError, form_of
-from elsa_ray.runtime.provenance import Provenance
+from elsa_ray.runtime.provenance import ChangedError, Provenance
 from elsa_ray.world.timeline import WorldState
 
 SCHEMA_VERSION = 1
@@ -63,14 +63,14 @@ class StoredCheckpoint:
         """Return the states; ``kind`` is the class of the protocol's.
 
         Raises:
-            InputError: another version of the code has written them.
+            ChangedError: another version of the code has written them.
         """
         tensors = safetensors.torch.load(self._tensors)
         try:
             values = {name: form.unpack(self._states[name], tensors) for name, form in _forms(kind).items()}
         except (WrongDataError, LookupError, TypeError, AttributeError) as error:
             allowed = "one that this version of elsa-ray, and of the protocol, has written"
-            raise InputError(f"checkpoint {self.num_rounds}", f"another state ({error})", allowed) from None
+            raise ChangedError(f"checkpoint {self.num_rounds}", f"another state ({error})", allowed) from None
         return Checkpoint(**values)
 
 
@@ -122,6 +122,14 @@ def checkpoint_numbers(run: Path) -> list[int]:
     """Return the numbers of finished rounds for which a run has a checkpoint, the last first."""
     names = (path.stem for path in (run / FOLDER).glob("*.json"))
     return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
+
+
+def cut_after(run: Path, num_rounds: int) -> None:
+    """Remove the checkpoints after more finished rounds than these, and what a kill has left of such."""
+    # Sorted: of each checkpoint first what makes it one.
+    for path in sorted((run / FOLDER).glob("[0-9]*.*")):
+        if path.stem.isdecimal() and int(path.stem) > num_rounds:
+            path.unlink()
 
 
 def keep_last(run: Path, count: int) -> None:

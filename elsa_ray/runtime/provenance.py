@@ -15,6 +15,10 @@ from elsa_ray.records.summary import versions
 _ABSENT = object()
 
 
+class ChangedError(InputError):
+    """Something is not as it was that a run rests on: it cannot go on, however often that is tried."""
+
+
 @dataclass(frozen=True)
 class Provenance:
     """What must not change while a run is interrupted.
@@ -47,7 +51,7 @@ def check_unchanged(before: Provenance, now: Provenance, *, some_failed: bool) -
         some_failed: whether a client has failed in a finished round.
 
     Raises:
-        InputError: with the first field, package or file that has changed.
+        ChangedError: with the first field, package or file that has changed.
     """
     earlier, later = (_numeric(own.config, some_failed=some_failed) for own in (before, now))
     changed = _first_difference(earlier, later)
@@ -56,32 +60,32 @@ def check_unchanged(before: Provenance, now: Provenance, *, some_failed: bool) -
         only = "only runtime can be changed on resuming"
         if field.startswith("protocol.client_failure"):
             only = "a client has failed by it already"
-        raise InputError(field, found, f"{_text(then)}, as the run has it: {only}")
+        raise ChangedError(field, found, f"{_text(then)}, as the run has it: {only}")
     was_timed, is_timed = (own["runtime"]["executor"] == "none" for own in (before.config, now.config))
     if was_timed != is_timed:
         then = before.config["runtime"]["executor"]
         allowed = "none: the run is timed only" if was_timed else f"{then}, ray or inline: the run trains"
-        raise InputError("runtime.executor", now.config["runtime"]["executor"], allowed)
+        raise ChangedError("runtime.executor", now.config["runtime"]["executor"], allowed)
     for package, version in before.versions.items():
         found = now.versions.get(package)
         if found != version:
             allowed = f"{version or 'none'}, with which the run was begun; another may give other numbers"
-            raise InputError(f"version of {package}", found or "none", allowed)
+            raise ChangedError(f"version of {package}", found or "none", allowed)
     for path, digest in before.files.items():
         if now.files.get(path) != digest:
             found = "other content" if path in now.files else "no such file"
-            raise InputError(path, found, "the content that the run was begun with")
+            raise ChangedError(path, found, "the content that the run was begun with")
 
 
 def check_same_data(before: str, now: str) -> None:
     """Refuse to go on with other data.
 
     Raises:
-        InputError: the hashes differ.
+        ChangedError: the hashes differ.
     """
     if before != now:
         allowed = f"the data that the run was begun with (sha256 {before[:12]}…)"
-        raise InputError("task.dataset", f"other data (sha256 {now[:12]}…)", allowed)
+        raise ChangedError("task.dataset", f"other data (sha256 {now[:12]}…)", allowed)
 
 
 def _numeric(config: Mapping[str, Any], *, some_failed: bool) -> dict[str, Any]:

@@ -4,18 +4,13 @@ from collections import Counter
 from itertools import pairwise
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
 from elsa_ray.records import tables, work_time
 from elsa_ray.records.reading import read_run
-from elsa_ray.records.tables import (
-    events_table,
-    events_tables,
-    pending_transfers_table,
-    transfers_table,
-    transfers_tables,
-)
+from elsa_ray.records.tables import events_tables, pending_transfers_table, transfers_tables
 from elsa_ray.records.work_time import WorkClock
 from elsa_ray.world.plan import ActivityKind
 from elsa_ray.world.timeline import Outcome
@@ -115,8 +110,8 @@ def test_events_are_in_the_order_of_time_and_of_cause(timed: Recorded) -> None:
 def test_tables_are_pure_functions(late: Recorded) -> None:
     finished, network = late.rounds[1], late.prepared.setting.network
     for make in (
-        lambda: transfers_table(finished.timeline, network, 1),
-        lambda: events_table(finished.plan, finished.timeline, network),
+        lambda: pa.concat_tables(transfers_tables(finished.timeline, network, 1)),
+        lambda: pa.concat_tables(events_tables(finished.plan, finished.timeline, network)),
     ):
         assert make().equals(make())
 
@@ -129,8 +124,8 @@ def test_piece_by_piece_they_are_the_same(
         network = record.prepared.setting.network
         whole, clocks = [], (WorkClock(network), WorkClock(network))
         for own in record.rounds:
-            transfers = transfers_table(own.timeline, network, 1)
-            events = events_table(own.plan, own.timeline, network, (), own.report)
+            transfers = pa.concat_tables(transfers_tables(own.timeline, network, 1))
+            events = pa.concat_tables(events_tables(own.plan, own.timeline, network, (), own.report))
             whole.append((transfers, events, clocks[0].add(own.plan, own.timeline)))
         with monkeypatch.context() as patched:
             patched.setattr(tables, "_ROWS_AT_ONCE", 7)
@@ -138,7 +133,7 @@ def test_piece_by_piece_they_are_the_same(
             for own, (transfers, events, arrived) in zip(record.rounds, whole, strict=True):
                 pieces = list(transfers_tables(own.timeline, network, 1))
                 assert len(pieces) > 1 and sum(map(len, pieces)) == len(transfers)
-                assert transfers_table(own.timeline, network, 1).to_pylist() == transfers.to_pylist()
+                assert pa.concat_tables(pieces).to_pylist() == transfers.to_pylist()
                 pieces = list(events_tables(own.plan, own.timeline, network, (), own.report))
                 assert len(pieces) > 1
                 for one, other in pairwise(piece["seconds"].to_pylist() for piece in pieces if len(piece)):
@@ -153,7 +148,7 @@ def test_piece_by_piece_they_are_the_same(
 def test_failed_clients_are_events(trained: Recorded) -> None:
     finished, network = trained.rounds[0], trained.prepared.setting.network
     failed = finished.timeline.arrivals[0][0]
-    events = events_table(finished.plan, finished.timeline, network, [failed]).to_pylist()
+    events = pa.concat_tables(events_tables(finished.plan, finished.timeline, network, [failed])).to_pylist()
     (row,) = [row for row in events if row["event"] == "client_failed"]
     assert row["client"] == failed.client
     assert row["node"] == network.node_names[network.clients[failed.client]]
