@@ -175,7 +175,7 @@ def _resume(
         provenance = provenance_of(config)
         prepared, before = _checked(record, stored, config, provenance, console)
         if storage is not None:
-            storage.take_over()
+            storage.take_over(run)
         cut_after(run, stored.num_rounds)  # Before the oldest go: these are damaged, and count for nothing.
         keep_last(run, max(1, config.runtime.keep_checkpoints))
         with RunFolder.reopen(run, prepared.config, stored.num_rounds, before.records) as folder:
@@ -212,7 +212,7 @@ def _conclude_finished(record: RunRecord, summary: dict[str, Any], storage: Stor
             forget_parts(run)
             keep_last(run, record.config.runtime.keep_checkpoints)
             if storage is not None:
-                storage.take_over()
+                storage.take_over(run)
             Mirror(run, storage, console).finish(for_good=True)
     reason, num_rounds = summary["stop_reason"], summary["rounds_completed"]
     text = f"{run} has finished already, by {reason}, after {num_rounds} rounds"

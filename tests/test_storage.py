@@ -14,6 +14,7 @@ from pyarrow import fs
 from elsa_ray import api
 from elsa_ray.api import resume, run
 from elsa_ray.cli import run_command
+from elsa_ray.config.errors import InputError
 from elsa_ray.records import storage as storage_module
 from elsa_ray.records.storage import Storage, StorageError
 from tests.helpers import write_texts
@@ -233,6 +234,27 @@ def test_of_two_that_go_on_with_a_run_the_earlier_one_ends(
     monkeypatch.setattr(api, "rounds", rounds_and_pause)
     with pytest.raises(StorageError, match=r"store://run: another process goes on with this run; what was computed"):
         run(config, out="store://run")
+    assert_same_plan(whole, tmp_path / "store" / "run")
+    assert not list((machine / "runs").glob("*/checkpoints/.storage")), "to go on here is to go on here only"
+
+
+def test_who_was_left_behind_does_not_undo_what_another_has_done(
+    config: Any, whole: Path, machine: Path, tmp_path: Path, files: Unreliable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine is lost after two rounds, another one goes on, and the first comes back and wants to go on, too."""
+    with monkeypatch.context() as patch, pytest.raises(KilledError):
+        patch.setattr(api, "rounds", rounds_until(2, KilledError()))
+        run(config, out="store://run")
+    left = only_run(machine)
+    with monkeypatch.context() as patch, pytest.raises(KilledError):
+        patch.setattr(api, "rounds", rounds_until(1, KilledError()))
+        resume("store://run")
+    later = "allowed: the later one: elsa-ray run --resume store://run"
+    with pytest.raises(InputError, match=f"found a run after round 2, of which its storage has round 3; {later}"):
+        resume(left)
+    resume("store://run")
+    with pytest.raises(InputError, match=f"found an unfinished run, of which its storage has the end; {later}"):
+        resume(left)
     assert_same_plan(whole, tmp_path / "store" / "run")
 
 

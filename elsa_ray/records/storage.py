@@ -6,11 +6,12 @@ machine can go on with the run. During a run nothing is read back but who writes
 
 from __future__ import annotations
 
+import json
 import logging
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -23,6 +24,7 @@ from rich.console import Console
 from elsa_ray.config.errors import InputError
 from elsa_ray.records.folder import CONFIG, EVENTS, SUMMARY, TRANSFERS
 from elsa_ray.records.json_text import write_whole
+from elsa_ray.records.reading import EARLY_ENDS
 
 OPEN_TABLES = (TRANSFERS, EVENTS)
 """Files of a run that are not whole before it ends."""
@@ -118,16 +120,22 @@ class Storage:
                     shutil.copyfileobj(reader, writer, _BLOCK_BYTES)
                 self._there[name] = _state(target)
 
-    def take_over(self) -> None:
+    def take_over(self, folder: Path) -> None:
         """Become the owner; whoever was it ends when it writes the next time.
 
+        Args:
+            folder: the run's, which is to be copied.
+
         Raises:
-            InputError: it cannot be read or written to.
+            InputError: another process has gone on with the run further than the folder has, or the storage cannot be
+                read or written to.
         """
         with _told_as_input("--resume", self.uri):
             self._files.create_dir(self._path, recursive=True)
+            names = self._list()
+            self._check_not_ahead(folder, names)
             self._put(_OWNER, self._token.encode())
-            self._there = dict.fromkeys(self._list()) | self._there
+            self._there = dict.fromkeys(names) | self._there
 
     def copy(self, folder: Path, leave_out: Collection[str], waits_seconds: Collection[float]) -> None:
         """Copy what is in a local folder and not there, and remove what is there and not in the folder.
@@ -159,6 +167,20 @@ class Storage:
             del self._there[name]
         if self._shows_parts:
             self._remove_empty({str(PurePosixPath(name).parent) for name in gone})
+
+    def _check_not_ahead(self, folder: Path, names: Collection[str]) -> None:
+        """Refuse to copy what is older than what is there; no folder is older that has a final summary."""
+        summary = folder / SUMMARY
+        if summary.is_file() and _is_final(summary.read_bytes()):
+            return
+        again = f"the later one: elsa-ray run --resume {self.uri}"
+        if SUMMARY in names and _is_final(self._read(SUMMARY)):
+            raise InputError(str(folder), "an unfinished run, of which its storage has the end", again)
+        ours = _last_checkpoint(path.relative_to(folder).as_posix() for path in folder.glob("checkpoints/*.json"))
+        theirs = _last_checkpoint(names)
+        if theirs > ours:
+            found = f"a run after round {ours}, of which its storage has round {theirs}"
+            raise InputError(str(folder), found, again)
 
     def _list(self) -> list[str]:
         selector = fs.FileSelector(self._path, allow_not_found=True, recursive=True)
@@ -256,6 +278,7 @@ class Mirror:
             storage.copy(self._folder, leave_out, waits_seconds)
         except _TakenOverError:
             self._storage = None
+            (self._folder / _REMEMBERED).unlink(missing_ok=True)  # Going on here must not undo what the other does.
             text = f"{storage.uri}: another process goes on with this run; what was computed here is in {self._folder}"
             raise StorageError(text) from None
 
@@ -307,6 +330,22 @@ def _rank(name: str) -> tuple[int, str]:
     last = ("checkpoints/*.safetensors", "checkpoints/*.json", SUMMARY)
     matching = (number for number, pattern in enumerate(last, start=1) if PurePosixPath(name).match(pattern))
     return next(matching, 0), name
+
+
+def _is_final(summary: bytes) -> bool:
+    """Whether a summary is that of a run that has come to its end."""
+    try:
+        return json.loads(summary)["stop_reason"] not in EARLY_ENDS
+    except (ValueError, LookupError, TypeError):
+        return False
+
+
+def _last_checkpoint(names: Iterable[str]) -> int:
+    """Return after how many rounds the last of the checkpoints among these files is; 0 if there is none."""
+    paths = (PurePosixPath(name) for name in names)
+    return max(
+        (int(path.stem) for path in paths if path.match("checkpoints/*.json") and path.stem.isdecimal()), default=0
+    )
 
 
 def _is_hidden(name: str) -> bool:
