@@ -45,7 +45,7 @@ def agreement_of_answers(answers_NQC: npt.NDArray[np.floating], weights_N: Float
     agreement_N = np.zeros(len(answers_NQC))
     if not valid_N.any():
         return agreement_N
-    given_NQC, weights_N = answers_NQC[valid_N], _votes(weights_N[valid_N])
+    given_NQC, weights_N = answers_NQC[valid_N], votes(weights_N[valid_N])
     log_NQC = np.log(np.maximum(given_NQC / given_NQC.sum(axis=2, keepdims=True), LEAST_PROBABILITY))
     if centred:
         log_NQC -= log_NQC.mean(axis=1, keepdims=True)
@@ -53,9 +53,9 @@ def agreement_of_answers(answers_NQC: npt.NDArray[np.floating], weights_N: Float
     if centred:
         weights_N = weights_N * _voice(log_NQC, weights_N)
     answers_NQC = _softmax(log_NQC)
-    if _have_majority(weights_N):
+    if have_majority(weights_N):
         median_QC = _softmax(weighted_median(log_NQC, weights_N))
-        weights_N = _nearer_half(_agreement(answers_NQC, median_QC[None]), weights_N)
+        weights_N = nearer_half(_agreement(answers_NQC, median_QC[None]), weights_N)
     others_NQC, has_others_N = _mean_of_others(answers_NQC, weights_N)
     agreement_N[valid_N] = np.where(has_others_N, _agreement(answers_NQC, others_NQC), 1.0)
     return agreement_N
@@ -77,20 +77,20 @@ def agreement_of_states(states_NQD: npt.NDArray[np.floating], weights_N: Floats)
     agreement_N = np.zeros(num_clients)
     if not valid_N.any():
         return agreement_N
-    given_NQD, weights_N = states_NQD[valid_N], _votes(weights_N[valid_N])
+    given_NQD, weights_N = states_NQD[valid_N], votes(weights_N[valid_N])
     centred_NQD = given_NQD - given_NQD.mean(axis=1, keepdims=True)
     gram_NG = (centred_NQD @ centred_NQD.transpose(0, 2, 1)).reshape(len(given_NQD), num_probes**2)
     length_N = np.sqrt((gram_NG**2).sum(axis=1))
     gram_NG /= np.where(length_N > 0, length_N, 1.0)[:, None]
-    if _have_majority(weights_N):
+    if have_majority(weights_N):
         median_G = weighted_median(gram_NG, weights_N)
-        weights_N = _nearer_half(_cosine(gram_NG, median_G[None]), weights_N)
+        weights_N = nearer_half(_cosine(gram_NG, median_G[None]), weights_N)
     others_NG, has_others_N = _mean_of_others(gram_NG, weights_N)
     agreement_N[valid_N] = np.where(has_others_N, _cosine(gram_NG, others_NG), 1.0)
     return agreement_N
 
 
-def _votes(weights_N: Floats) -> Floats:
+def votes(weights_N: Floats) -> Floats:
     """Return the weights; where nobody has any, all are heard alike."""
     return weights_N if weights_N.any() else np.ones_like(weights_N)
 
@@ -102,11 +102,12 @@ def _voice(log_NQC: Floats, weights_N: Floats) -> Floats:
     return np.minimum(spread_N / usual, 1.0) if usual > 0 else np.ones_like(spread_N)
 
 
-def _have_majority(weights_N: Floats) -> bool:
+def have_majority(weights_N: Floats) -> bool:
+    """Tell whether so many are heard that a median of them means anything."""
     return int((weights_N > 0).sum()) >= LEAST_VOTERS
 
 
-def _nearer_half(nearness_N: Floats, weights_N: Floats) -> Floats:
+def nearer_half(nearness_N: Floats, weights_N: Floats) -> Floats:
     """Return the weights with 0 for the half of the voters that is farther from the first consensus."""
     return np.where(nearness_N >= np.median(nearness_N[weights_N > 0]), weights_N, 0.0)
 

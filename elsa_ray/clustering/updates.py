@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from elsa_ray.clustering.agreement import LEAST_VOTERS, weighted_median
+from elsa_ray.clustering.agreement import have_majority, nearer_half, votes, weighted_median
 
 Floats = npt.NDArray[np.float64]
 
@@ -50,8 +50,7 @@ def cosines_with_others(changes_NF: npt.NDArray[np.floating], weights_N: Floats)
     cosine_N = np.full(len(changes_NF), -1.0)
     if not finite_N.any():
         return cosine_N
-    changes_NF, weights_N = changes_NF[finite_N], weights_N[finite_N]
-    weights_N = weights_N if (weights_N > 0).any() else np.ones_like(weights_N)
+    changes_NF, weights_N = changes_NF[finite_N], votes(weights_N[finite_N])
     length_N = np.sqrt(sum((block_NF**2).sum(axis=1) for block_NF in _blocks(changes_NF)))
     heard_N = np.where(length_N > 0, weights_N, 0.0)
     scale_N = 1 / np.where(length_N > 0, length_N, 1.0)
@@ -63,8 +62,8 @@ def cosines_with_others(changes_NF: npt.NDArray[np.floating], weights_N: Floats)
         if (heard_N > 0).any():
             # Summed by numpy itself: the bits of a matrix-vector product depend on the number of threads.
             to_median_N += (unit_NF * weighted_median(unit_NF, heard_N)).sum(axis=1)
-    if (heard_N > 0).sum() >= LEAST_VOTERS:  # The median's own length is the same for all, and only the order counts.
-        heard_N = np.where(to_median_N >= np.median(to_median_N[heard_N > 0]), heard_N, 0.0)
+    if have_majority(heard_N):  # The median's own length is the same for all, and only the order counts.
+        heard_N = nearer_half(to_median_N, heard_N)
     with_all_N, own_N = gram_NN @ heard_N, np.diag(gram_NN) * heard_N
     others_N = np.sqrt(np.maximum(heard_N @ with_all_N - 2 * heard_N * with_all_N + heard_N * own_N, 0.0))
     has_others_N = (heard_N > 0).sum() > (heard_N > 0).astype(int)
