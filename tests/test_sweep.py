@@ -201,6 +201,17 @@ def test_an_unfinished_run_is_put_aside_and_run_anew(
     assert (out / "set-aside" / f"{folder.name}-1" / "mine.txt").read_text() == "keep me"
 
 
+def run_half(grid: Path, out: Path, num_rounds: int, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Run the grid's only cell as a sweep would, killed after so many rounds; returns its folder."""
+    (cell,) = load_grid(grid).cells
+    folder = SweepFolder(out).folder(cell)
+    folder.parent.mkdir(parents=True)
+    with monkeypatch.context() as patch, pytest.raises(KilledError):
+        patch.setattr(api, "rounds", rounds_until(num_rounds, KilledError()))
+        elsa_ray.run(cell.config, out=folder)
+    return folder
+
+
 @pytest.mark.parametrize("same_data", [True, False])
 def test_a_half_run_goes_on_from_its_checkpoint(
     same_data: bool, data: Path, tmp_path: Path, starter: Starter, monkeypatch: pytest.MonkeyPatch
@@ -209,12 +220,7 @@ def test_a_half_run_goes_on_from_its_checkpoint(
     own = Path(shutil.copy(data, tmp_path / "data.jsonl"))
     base = {"protocol": {"name": "elsa", "rounds": 3, "local_steps": 1}}
     grid = write_project(tmp_path, own, base, seeds=[0], rows={"elsa": {}}, baseline="elsa")
-    (cell,) = load_grid(grid).cells
-    folder = SweepFolder(tmp_path / "out").folder(cell)
-    folder.parent.mkdir(parents=True)
-    with monkeypatch.context() as patch, pytest.raises(KilledError):
-        patch.setattr(api, "rounds", rounds_until(2, KilledError()))
-        elsa_ray.run(cell.config, out=folder)
+    folder = run_half(grid, tmp_path / "out", 2, monkeypatch)
     if not same_data:
         own.write_text(own.read_text().replace("one", "three"))
     runtime = {"executor": "none", "keep_checkpoints": 1}
@@ -236,12 +242,7 @@ def test_a_half_run_is_not_given_up_because_its_cluster_is_gone(
 ) -> None:
     base = {"protocol": {"name": "elsa", "rounds": 2, "local_steps": 1}}
     grid = write_project(tmp_path, data, base, seeds=[0], rows={"elsa": {}}, baseline="elsa")
-    (cell,) = load_grid(grid).cells
-    folder = SweepFolder(tmp_path / "out").folder(cell)
-    folder.parent.mkdir(parents=True)
-    with monkeypatch.context() as patch, pytest.raises(KilledError):
-        patch.setattr(api, "rounds", rounds_until(1, KilledError()))
-        elsa_ray.run(cell.config, out=folder)
+    run_half(grid, tmp_path / "out", 1, monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr(sweep_module, "start_resume", lambda *arguments: Done(2))
         assert len(sweep(grid, out=tmp_path / "out").failed) == 1
