@@ -32,6 +32,7 @@ from elsa_ray.protocols.wall_time import WallSeconds, WallStage
 from elsa_ray.runtime.failure import WaitTimeoutError, WorkerError, WorkerLostError, naming
 from elsa_ray.runtime.fingerprint import NumericFingerprint, this_process
 from elsa_ray.runtime.gpu_memory import hold_to
+from elsa_ray.runtime.heap import keep_freed_memory
 from elsa_ray.runtime.host import Cloud, EdgeServer, ModelHost
 from elsa_ray.runtime.metrics import WorkerMetrics
 from elsa_ray.runtime.pool import ClientPool, TrainedCohort
@@ -75,6 +76,7 @@ class WorkerSettings:
     def build_model(self, packed: PackedModel) -> TripartiteModel:
         """Return the cohort's backbone around the shared weights."""
         torch.set_num_threads(self.threads)
+        keep_freed_memory()
         if self.gpu_memory_bytes is not None and self.device == "cuda":
             hold_to(self.gpu_memory_bytes, self.gpu_context_bytes)
         model = unpack_model(packed).to(self.device)
