@@ -11,7 +11,8 @@ import math
 from array import array
 from collections.abc import Iterable, Sequence
 
-from elsa_ray.network.bottlenecks import Bottlenecks, Bundle, Link, fixed, unfixed
+from elsa_ray.network.bottlenecks import Bottlenecks
+from elsa_ray.network.bundles import Bundle, Link, fixed, unfixed
 from elsa_ray.network.instants import SAME_INSTANT, is_same_instant
 
 __all__ = ["SAME_INSTANT", "FluidSharing", "Lane"]

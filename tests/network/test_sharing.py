@@ -7,7 +7,8 @@ import random
 
 import pytest
 
-from elsa_ray.network.bottlenecks import Bottlenecks, Link
+from elsa_ray.network.bottlenecks import Bottlenecks
+from elsa_ray.network.bundles import Link
 from elsa_ray.network.sharing import FluidSharing
 
 
