@@ -29,11 +29,13 @@ from elsa_ray.model.shape import ModelShape
 from elsa_ray.model.split import Split
 from elsa_ray.model.tripartite import TripartiteModel
 from elsa_ray.protocols.wall_time import WallSeconds, WallStage
+from elsa_ray.runtime.cloud import Cloud
+from elsa_ray.runtime.edge_server import EdgeServer
 from elsa_ray.runtime.failure import WaitTimeoutError, WorkerError, WorkerLostError, naming
 from elsa_ray.runtime.fingerprint import NumericFingerprint, this_process
 from elsa_ray.runtime.gpu_memory import hold_to
 from elsa_ray.runtime.heap import keep_freed_memory
-from elsa_ray.runtime.host import Cloud, EdgeServer, ModelHost
+from elsa_ray.runtime.host import ModelHost
 from elsa_ray.runtime.metrics import WorkerMetrics
 from elsa_ray.runtime.pool import ClientPool, TrainedCohort
 from elsa_ray.runtime.stopwatch import Stopwatch

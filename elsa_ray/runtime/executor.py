@@ -17,11 +17,13 @@ from elsa_ray.model.tripartite import TripartiteModel
 from elsa_ray.protocols.protocol import ProtocolState, RoundReport, RoundResults
 from elsa_ray.protocols.setting import Setting
 from elsa_ray.protocols.wall_time import DRIVER, WallSeconds, WallStage
+from elsa_ray.runtime.cloud import Cloud
 from elsa_ray.runtime.conductor import Conductor, Workers
+from elsa_ray.runtime.edge_server import EdgeServer
 from elsa_ray.runtime.failure import naming
 from elsa_ray.runtime.fingerprint import NumericFingerprint, this_process
 from elsa_ray.runtime.heap import keep_freed_memory
-from elsa_ray.runtime.host import Cloud, EdgeServer, ModelHost
+from elsa_ray.runtime.host import ModelHost
 from elsa_ray.runtime.jobs import CLOUD, host_names, host_of_node, pool_name, round_job
 from elsa_ray.runtime.pool import ClientPool, TrainedCohort
 from elsa_ray.runtime.stopwatch import Stopwatch

@@ -1,4 +1,4 @@
-"""What holds models and gathers: the cloud and the edge servers, as plain objects that an actor may carry."""
+"""What the cloud and the edge servers have in common: they hold models, train middle blocks, and gather."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import torch
 from elsa_ray.aggregation.weighted import is_finite, weighted_mean
 from elsa_ray.clustering.trust import TrustEvent, TrustState
 from elsa_ray.codecs.codec import CodecContext
-from elsa_ray.codecs.wire import encode_frozen, readdressed
+from elsa_ray.codecs.wire import readdressed
 from elsa_ray.model.adapters import Adapters, AdapterTensor
 from elsa_ray.model.split import Part, Split
 from elsa_ray.model.tripartite import TripartiteModel
 from elsa_ray.runtime.failure import WorkerError, naming
-from elsa_ray.runtime.jobs import FrozenJob, GatherJob, NoticeJob, TableJob
+from elsa_ray.runtime.jobs import GatherJob
 from elsa_ray.runtime.stopwatch import Stopwatch
 from elsa_ray.training.client import EdgeRequest
 from elsa_ray.training.cohort import ByteMeter, Cohort, Member, VersionKey
@@ -34,16 +34,8 @@ from elsa_ray.training.evidence import (
 from elsa_ray.training.failure import naming_clients
 from elsa_ray.training.memory import CutMemory
 from elsa_ray.training.messages import Payloads
-from elsa_ray.training.probing import ProbeAnswers, answer_probes, encode_probe_set
+from elsa_ray.training.probing import ProbeAnswers, answer_probes
 from elsa_ray.training.recipe import Recipe
-from elsa_ray.training.tables import (
-    TRUST_COLUMNS,
-    decode_table,
-    encode_table,
-    fingerprint_rows,
-    known_rows,
-    trust_rows,
-)
 from elsa_ray.world.plan import WorkKey
 from elsa_ray.world.roles import Role
 
@@ -345,118 +337,3 @@ class ModelHost:
             payload = self._recipe.pack(role, tensors, self._versions[version], context)
         meter.charge(role, payload, planned, exact=self._recipe.chains.adapter.size_is_exact, who=who)
         return payload
-
-
-class EdgeServer(ModelHost):
-    """An edge group: gets the global model for each of its edges from the cloud, and gives theirs back."""
-
-    def receive_model(self, round_index: int, node: int, payload: bytes) -> None:
-        """Take the global model for one of the group's edges."""
-        context = self._recipe.trunk_context(round_index, node, Role.ADAPTER_DOWN)
-        with self.watch.coding():
-            model = self._recipe.unpack(Role.ADAPTER_DOWN, self._layout.tensors, payload, context)
-        self._versions[VersionKey(round_index, 0, node)] = model
-
-    def send_tables(self, round_index: int, job: TableJob) -> tuple[bytes | None, bytes | None]:
-        """Return the fingerprints and the standings of an edge's members, as they go to the cloud; None for neither."""
-        recipe, clients = self._recipe, job.clients
-        fingerprints = standings = None
-        if job.fingerprint_bytes:
-            rows = fingerprint_rows(clients, self._fingerprints, self._fingerprint_columns)
-            context = recipe.trunk_context(round_index, job.node, Role.FINGERPRINT)
-            fingerprints = encode_table(Role.FINGERPRINT, rows, context)
-            self._charge(Role.FINGERPRINT, fingerprints, job.fingerprint_bytes, job.node)
-        if job.trust_bytes:
-            rows = trust_rows(clients, {**self._trust, **self._judged})
-            context = recipe.trunk_context(round_index, job.node, Role.CONTROL)
-            standings = encode_table(Role.CONTROL, rows, context)
-            self._charge(Role.CONTROL, standings, job.trust_bytes, job.node)
-        return fingerprints, standings
-
-    def send_model(self, round_index: int, node: int, planned: int) -> tuple[bytes, float]:
-        """Return one edge's model as adapter_up payload, and the examples of all clients that it has heard from."""
-        newest = max(version for version in self._versions if version[::2] == (round_index, node))
-        context = self._recipe.trunk_context(round_index, node, Role.ADAPTER_UP)
-        tensors, who = self._layout.tensors, f"edge node {node}"
-        payload = self._encode(Role.ADAPTER_UP, tensors, newest, context, planned, who=who, meter=self._meter)
-        return payload, sum(self._weights_of_node.get(node, {}).values())
-
-
-class Cloud(ModelHost):
-    """The cloud: holds the global model, aggregates edges (or, without a split, clients)."""
-
-    def begin_global_round(self, round_index: int, node: int, model: Adapters) -> None:
-        """Take the global model that the round starts from; ``node`` is the cloud's."""
-        self._start = VersionKey(round_index, 0, node)
-        self._versions[self._start] = model
-        self._edge_models: dict[int, tuple[Adapters, float]] = {}
-
-    def send_model(self, node: int, planned: int) -> bytes:
-        """Return the global model as adapter_down payload for an edge node."""
-        context = self._recipe.trunk_context(self._start.round_index, node, Role.ADAPTER_DOWN)
-        tensors, who = self._layout.tensors, f"edge node {node}"
-        return self._encode(Role.ADAPTER_DOWN, tensors, self._start, context, planned, who=who, meter=self._meter)
-
-    def send_frozen(self, job: FrozenJob) -> None:
-        """Encode frozen weights as they go to nodes that lack them.
-
-        Every worker has the backbone already, so the payload is measured and not delivered.
-        """
-        context = self._recipe.trunk_context(self._start.round_index, self._start.node, Role.WEIGHTS_DOWN)
-        if job.num_blocks is None:
-            tensors = self._model.frozen_tensors(job.split, job.parts)
-        else:
-            tensors = self._model.frozen_blocks(range(job.num_blocks))
-        with self.watch.coding():
-            payload = encode_frozen(tensors, context)
-        for _ in range(job.count):
-            self._meter.charge(Role.WEIGHTS_DOWN, payload, job.num_bytes, exact=True, who="frozen weights")
-
-    def send_probes(self, round_index: int, num_bytes: int, count: int) -> None:
-        """Encode the probe set as it goes to ``count`` nodes; every worker has it already."""
-        recipe = self._recipe
-        assert recipe.inquiry is not None
-        context = recipe.trunk_context(round_index, self._start.node, Role.PROBE)
-        payload = encode_probe_set(recipe.inquiry.probes, recipe.frame, context)
-        for _ in range(count):
-            self._meter.charge(Role.PROBE, payload, num_bytes, exact=True, who="probe set")
-
-    def send_notice(self, round_index: int, job: NoticeJob) -> None:
-        """Encode what an edge is told of its members' standings, or a client of its new edge.
-
-        Both live in the state that every worker is given, so the payload is measured and not delivered.
-        """
-        rows = trust_rows(job.clients, self._trust)
-        if job.new_edge is not None:
-            rows = np.array([[client, job.new_edge] for client in job.clients], np.float32)
-        context = self._recipe.trunk_context(round_index, job.node, Role.CONTROL)
-        self._charge(Role.CONTROL, encode_table(Role.CONTROL, rows, context), job.num_bytes, job.node)
-
-    def receive_tables(
-        self, round_index: int, job: TableJob, fingerprints: bytes | None, standings: bytes | None
-    ) -> None:
-        """Take an edge's tables; standings are kept with the clients, so those are only checked."""
-        recipe = self._recipe
-        if fingerprints is not None:
-            context = recipe.trunk_context(round_index, job.node, Role.FINGERPRINT)
-            shape = (len(job.clients), self._fingerprint_columns)
-            rows = decode_table(Role.FINGERPRINT, fingerprints, shape, context)
-            self._fingerprints.update(known_rows(job.clients, rows))
-        if standings is not None:
-            context = recipe.trunk_context(round_index, job.node, Role.CONTROL)
-            decode_table(Role.CONTROL, standings, (len(job.clients), TRUST_COLUMNS), context)
-
-    def receive_model(self, node: int, payload: bytes, weight: float) -> None:
-        """Take an edge's model and the number of examples behind it."""
-        context = self._recipe.trunk_context(self._start.round_index, node, Role.ADAPTER_UP)
-        with self.watch.coding():
-            model = self._recipe.unpack(Role.ADAPTER_UP, self._layout.tensors, payload, context)
-        self._edge_models[node] = (model, weight)
-
-    def global_model(self) -> Adapters:
-        """Return the round's result: the mean of the edges' models in node order, or what the cloud itself gathered."""
-        models = [self._edge_models[node] for node in sorted(self._edge_models)]
-        if any(weight for _, weight in models):
-            return weighted_mean([model for model, _ in models], [weight for _, weight in models])
-        newest = max(version for version in self._versions if version[::2] == self._start[::2])
-        return self._versions[newest]
