@@ -1,5 +1,7 @@
 """To which Ray a run goes."""
 
+import socket
+
 import pytest
 import ray
 
@@ -27,3 +29,24 @@ def test_an_address_where_nobody_answers_is_refused_at_once(monkeypatch: pytest.
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     with pytest.raises(InputError, match=r"RAY_ADDRESS: found 127\.0\.0\.1:1"):
         join_cluster(None)
+
+
+def test_a_cluster_that_refuses_is_told_from_one_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster that asks for a token does not say so."""
+
+    def refuse(**options: object) -> None:
+        raise RuntimeError("Failed to connect to Ray cluster")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", refuse)
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(InputError, match=r"Failed to connect .*a token, set RAY_AUTH_MODE=token"):
+            join_cluster(address)
+        monkeypatch.setenv("RAY_AUTH_MODE", "token")
+        with pytest.raises(InputError, match=r"none to start one here$"):
+            join_cluster(address)
+    monkeypatch.delenv("RAY_AUTH_MODE")
+    with pytest.raises(InputError, match=r"none to start one here$"):
+        join_cluster(address)

@@ -29,7 +29,10 @@ Trial = Callable[..., list[str]]
 def trial() -> Iterator[Trial]:
     """A function that runs a config into a folder, killed at some moments; returns how each part has ended."""
     command = [sys.executable, "-m", "tests.runtime.killed"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+    # The cluster that a test starts later asks for Ray's token, as every local one does.
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    environment = {"RAY_AUTH_MODE": "token", **os.environ}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, **pipes) as process:
         assert process.stdin is not None and process.stdout is not None
 
         def run(config: Path, out: Path, moments: Sequence[int], address: str | None = None) -> list[str]:
