@@ -285,10 +285,11 @@ def _computed_by(about: Mapping[str, Any]) -> str:
 
 def _listed(facts: Mapping[str, Any]) -> str:
     """Return facts in one line; what has facts of its own, such as the workers, stands in the runs' summaries."""
+    listed = {name: fact if isinstance(fact, list) else [fact] for name, fact in facts.items() if fact is not None}
     return ", ".join(
-        f"{name} {', '.join(map(str, fact)) if isinstance(fact, list) else fact}"
-        for name, fact in facts.items()
-        if fact is not None and not isinstance(fact, Mapping)
+        f"{name} {', '.join(map(str, each))}"
+        for name, each in listed.items()
+        if not any(isinstance(fact, Mapping) for fact in each)
     )
 
 

@@ -31,7 +31,7 @@ from tests.records.conftest import Recorded
 ABOUT = {
     "executor": "inline",
     "precision": "fp32",
-    "hardware": {"cpus": 2, "workers": {"count": 1}},
+    "hardware": {"cpus": 2, "workers": [{"workers": "pools", "count": 1}]},
     "versions": {"python": "3.11"},
 }
 
