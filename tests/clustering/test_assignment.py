@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from elsa_ray.clustering import assignment
 from elsa_ray.clustering.assignment import (
     PARKED,
     RoundTrips,
@@ -25,6 +26,7 @@ from elsa_ray.clustering.assignment import (
     edges_of_clusters,
     step_round_trip_seconds,
 )
+from elsa_ray.clustering.transport import least_cost, near_least_cost
 from elsa_ray.codecs.wire import HEADER_BYTES
 from elsa_ray.config.clustering import ClusteringConfig
 from elsa_ray.config.errors import InputError
@@ -78,6 +80,20 @@ def test_a_client_gives_way_to_one_that_has_no_other_edge() -> None:
     """Client 0 is nearer to edge 0, but only client 1 would be parked without it."""
     cost_NK = np.array([[1.0, 100.0], [50.0, np.inf]])
     assert assign(cost_NK, 1).tolist() == [1, 0]
+
+
+def test_beyond_the_exact_size_it_is_the_heuristic_and_distrust_still_gives_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cost_NK = np.random.default_rng(3).random((60, 6)) + 2 * np.random.default_rng(4).random(6)
+    exact, near = least_cost(cost_NK, 12), near_least_cost(cost_NK, 12)
+    assert exact.tolist() != near.tolist(), "so that one can be told from the other"
+    alike_N1, handicap_N = np.zeros((4, 1)), np.array([0.0, 0.3, 0.1, 0.2])
+    for size, expected in ((cost_NK.size, exact), (cost_NK.size - 1, near)):
+        monkeypatch.setattr(assignment, "EXACT_SIZE", size)
+        assert assign(cost_NK, 12).tolist() == expected.tolist()
+    monkeypatch.setattr(assignment, "EXACT_SIZE", 0)
+    assert assign(alike_N1, 2, handicap_N).tolist() == [0, PARKED, 0, PARKED]
 
 
 def test_those_without_a_free_place_are_parked() -> None:

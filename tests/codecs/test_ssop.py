@@ -155,13 +155,19 @@ def test_the_mean_cosine_of_before_and_after_is_as_predicted() -> None:
     assert found == pytest.approx(predicted, abs=0.01)
 
 
-def test_a_token_costs_4_d_r_flops_and_no_product_with_a_d_by_d_matrix() -> None:
+def test_a_token_costs_4_d_r_flops_in_each_direction_and_no_product_with_a_d_by_d_matrix() -> None:
+    """So no D x D matrix is made either, which would take 2 D D R by itself."""
     num_rows, width, rank = 50, 512, 16
-    codec = ssop(rank=rank)
-    memory = torch.randn(width, rank), torch.eye(rank)
-    with FlopCounterMode(display=False) as counter:
-        codec.encode(torch.randn(num_rows, width), replace(CONTEXT, memory=memory))
-    assert counter.get_total_flops() == num_rows * (4 * width * rank + 2 * rank**2)
+    of = build({"kind": "ssop", "rank": rank}, wire_dtype="fp64")
+    x, memory = torch.randn(num_rows, width, dtype=torch.float64), ((torch.randn(width, rank), torch.eye(rank)),)
+    body = of.encode(x, CONTEXT, memory)
+    for do in (
+        lambda: of.encode(x, CONTEXT, memory),
+        lambda: of.decode(body, num_rows, width, CONTEXT, memory),
+    ):
+        with FlopCounterMode(display=False) as counter:
+            do()
+        assert counter.get_total_flops() == num_rows * (4 * width * rank + 2 * rank**2)
 
 
 def test_keys_are_a_clients_own_and_new_with_each_refresh_but_do_not_depend_on_the_message() -> None:

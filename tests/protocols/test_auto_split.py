@@ -23,6 +23,7 @@ from elsa_ray.model.split import Part, Split
 from elsa_ray.prepare import Prepared, prepare
 from elsa_ray.protocols.auto_split import SplitChooser
 from elsa_ray.protocols.elsa import Elsa
+from elsa_ray.protocols.estimates import usual_step
 from elsa_ray.protocols.split_choice import split_options
 from elsa_ray.records.round import Round
 from elsa_ray.training.recipe import Recipe
@@ -99,6 +100,30 @@ class TestAnyFleet:
         assert 1 <= len(set(splits)) <= max_splits
         for client, split in enumerate(splits):
             assert need_NX[client][options.index(split)] <= memory_N[client]
+
+
+@pytest.mark.parametrize(
+    ("hysteresis", "holds_all", "left", "moves"),
+    [
+        (0.0, False, 1, False),
+        (0.0, False, 10**6, True),
+        (0.0, True, 1, True),
+        (0.9, True, 10**6, False),
+    ],
+    ids=["too-few-steps-to-come", "many-steps-to-come", "blocks-at-hand", "too-small-a-gain"],
+)
+def test_the_transfer_of_new_blocks_and_the_hysteresis_weigh_in_the_choice(
+    dataset: dict[str, str], hysteresis: float, holds_all: bool, left: int, moves: bool
+) -> None:
+    """Laptops that all hold the smaller part would be faster with a block more, which must come from the cloud."""
+    world = {**MIXED, "clients": {"device": "laptop"}}
+    config = run_config(dataset, protocol={"split": {"auto": {"hysteresis": hysteresis}}, "local_steps": 2}, world=world)
+    setting = prepare(config).setting
+    chooser = SplitChooser(setting, config.protocol, usual_step(setting, config.protocol))
+    held = frozenset(range(4) if holds_all else NEAR.layers(Part.FRONT))
+    edge = int(setting.network.edges[0])
+    chosen = chooser.choose((edge,) * 6, (held,) * 6, (NEAR,) * 6, left)
+    assert set(chosen) == {FAR if moves else NEAR}
 
 
 def weights_down(finished: Round) -> dict[int, int]:

@@ -41,6 +41,26 @@ def test_the_summary_of_a_trained_run(trained: Recorded) -> None:
     assert all(summary["versions"].values())
 
 
+def test_how_full_cohorts_were_is_told_of_each_round_and_of_all(trained: Recorded) -> None:
+    """Two edge rounds a round; in each, six clients at two edges of one actor are a single cohort."""
+    run = read_run(trained.path)
+    assert trained.prepared.config.numerics.edges_per_group == 2
+    assert [line["cohorts"] for line in run.rounds] == [{"count": 2, "members": 12}] * 2
+    assert run.figures["cohorts"] == {"count": 4, "mean_members": 6.0}
+
+
+def test_unlike_workers_are_told_in_a_sentence_and_by_a_flag(trained: Recorded) -> None:
+    def told(*unlike: str) -> tuple[object, list[str]]:
+        totals = Totals(read_run(trained.path).rounds)
+        summary = make_summary(trained.prepared.setting, totals, hardware={}, unlike_workers=unlike)
+        return summary["bit_reproducible"], [text for text in summary["assumptions"] if "bit-reproducible" in text]
+
+    assert told() == (True, [])
+    difference = "pools differ in cpu_capability: 1 × AVX2, 1 × AVX512"
+    why = "which worker computes what is an accident of time, and"
+    assert told(difference) == (False, [f"Not bit-reproducible: {why} {difference}."])
+
+
 def test_bytes_of_summary_tables_and_report_agree(timed: Recorded) -> None:
     run = read_run(timed.path)
     figures, transfers = run.figures, run.transfers

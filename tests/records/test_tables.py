@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -8,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
+from elsa_ray.clustering.trust import Decision, TrustEvent
 from elsa_ray.records import tables, work_time
 from elsa_ray.records.reading import read_run
 from elsa_ray.records.tables import events_tables, pending_transfers_table, transfers_tables
@@ -153,3 +155,31 @@ def test_failed_clients_are_events(trained: Recorded) -> None:
     assert row["client"] == failed.client
     assert row["node"] == network.node_names[network.clients[failed.client]]
     assert row["seconds"] == finished.timeline.end_seconds
+
+
+def test_who_is_parked_moved_and_distrusted_are_events_with_their_reasons(trained: Recorded) -> None:
+    finished, network = trained.rounds[0], trained.prepared.setting.network
+    edge, clients = int(network.edges[1]), network.clients
+    decided = {
+        "client_excluded": TrustEvent(1, Decision.EXCLUDED, "score 0.284 < 0.3"),
+        "client_kept": TrustEvent(2, Decision.KEPT, "excluded until round 7"),
+        "client_on_probation": TrustEvent(3, Decision.PROBATION, "until round 9"),
+        "client_restored": TrustEvent(0, Decision.RESTORED, "probation is over"),
+    }
+    assert {own.decision for own in decided.values()} == set(Decision)
+    report = replace(finished.report, decisions=tuple(decided.values()), moved=((4, edge), (5, -1)))
+    plan = replace(finished.plan, parked_clients=(3, 5))
+    rows = pa.concat_tables(events_tables(plan, finished.timeline, network, (), report)).to_pylist()
+    found = [(row["event"], row["client"], row["detail"]) for row in rows if row["event"].startswith("client_")]
+    expected = [("client_parked", 3), ("client_parked", 5)]
+    assert [own[:2] for own in found if own[0] == "client_parked"] == expected
+    assert {own for own in found if own[0] != "client_parked"} == {
+        *((event, own.client, own.reason) for event, own in decided.items()),
+        ("client_moved", 4, f"to {network.node_names[edge]}"),
+        ("client_moved", 5, "parked"),
+    }
+    for row in rows:
+        if row["event"].startswith("client_"):
+            assert row["node"] == network.node_names[clients[row["client"]]]
+            is_parked = row["event"] == "client_parked"
+            assert row["seconds"] == (finished.timeline.begin_seconds if is_parked else finished.timeline.end_seconds)
