@@ -46,6 +46,7 @@ class Caught:
         handed_over: other bytes, numbers and texts that reached an edge server or the cloud.
         to_cloud: those of them that reached the cloud.
         in_the_clear: roles of what was encoded by no codec at all.
+        by_a_codec: roles of what was encoded by some.
         first_rows_TD: the clients' first hidden states of the run, before they are encoded.
     """
 
@@ -53,6 +54,7 @@ class Caught:
     handed_over: list[bytes] = dataclasses.field(default_factory=list)
     to_cloud: list[bytes] = dataclasses.field(default_factory=list)
     in_the_clear: set[Role] = dataclasses.field(default_factory=set)
+    by_a_codec: set[Role] = dataclasses.field(default_factory=set)
     first_rows_TD: list[torch.Tensor] = dataclasses.field(default_factory=list)
 
     def everything(self) -> bytes:
@@ -126,6 +128,7 @@ def caught(monkeypatch: pytest.MonkeyPatch) -> Caught:
     def hidden(chain: Any, role: Role, hidden_BSD: torch.Tensor, context: Any, *arguments: Any) -> bytes:
         payload = wire.encode_hidden(chain, role, hidden_BSD, context, *arguments)
         caught.payloads.append((role, payload))
+        (caught.by_a_codec if chain.stages else caught.in_the_clear).add(role)
         if role is Role.ACTIVATION_UP and context.round_index == context.step == 0:
             caught.first_rows_TD.append(hidden_BSD.flatten(0, 1))
         return payload
@@ -133,8 +136,7 @@ def caught(monkeypatch: pytest.MonkeyPatch) -> Caught:
     def adapters(chain: Any, role: Role, *arguments: Any) -> bytes:
         payload = wire.encode_adapters(chain, role, *arguments)
         caught.payloads.append((role, payload))
-        if not chain.stages:
-            caught.in_the_clear.add(role)
+        (caught.by_a_codec if chain.stages else caught.in_the_clear).add(role)
         return payload
 
     def readdressed(chain: Any, role: Role, *arguments: Any) -> bytes:
@@ -291,7 +293,8 @@ class TestWholeElsa:
     def test_no_probe_passes_under_a_key(self, caught: Caught, tmp_path: Path, evidence: str, invert: str) -> None:
         """Who knows texts and their hidden states under a key has the key (methods.md 1.10)."""
         run, _ = whole_elsa(tmp_path, evidence, invert)
-        assert {Role.PROBE, Role.FINGERPRINT, Role.CONTROL} <= caught.in_the_clear
+        assert {Role.PROBE, Role.FINGERPRINT, Role.CONTROL} <= caught.in_the_clear - caught.by_a_codec
+        assert set(STEP_ROLES) <= caught.by_a_codec - caught.in_the_clear
         setting, probes = run.prepared.setting, run.prepared.setting.task.probes
         assert probes is not None
         tokens, rows_TD = setting.task.train, torch.cat(caught.first_rows_TD)

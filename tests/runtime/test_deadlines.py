@@ -6,9 +6,18 @@ from pathlib import Path
 
 import pytest
 import ray
+from ray.exceptions import (
+    ActorDiedError,
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayError,
+    RayTaskError,
+    WorkerCrashedError,
+)
 
 from elsa_ray.runtime.actors import answer_of
-from elsa_ray.runtime.failure import WaitTimeoutError, WorkerError
+from elsa_ray.runtime.failure import WaitTimeoutError, WorkerError, WorkerLostError
 from tests.runtime.runs import execute, small_config
 
 
@@ -33,6 +42,38 @@ def test_a_silent_worker_ends_in_a_timeout_that_names_it(ray_cluster: None) -> N
 def test_a_dead_worker_is_an_error_that_names_it(ray_cluster: None) -> None:
     with pytest.raises(WorkerError, match=r"edge-group-7 to do gather: .*Actor"):
         asyncio.run(answer_of(Sleeper.remote().die.remote(), 200, "edge-group-7 to do gather"))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OutOfMemoryError("Task was killed due to the node running low on memory.\nMemory on the node was 15 GB."),
+        ObjectLostError("00ff", None, "driver"),
+        WorkerCrashedError(),
+        NodeDiedError("the node is gone"),
+        ActorDiedError(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+@pytest.mark.parametrize("inside", [False, True], ids=["of-the-call", "of-a-call-inside"])
+def test_whatever_ray_calls_a_loss_is_one_and_its_work_can_be_done_again(error: RayError, inside: bool) -> None:
+    """An out-of-memory kill and a lost object too; also where the one that was called has met it."""
+
+    async def fails() -> None:
+        raise RayTaskError("train", "traceback", error) if inside else error
+
+    with pytest.raises(WorkerLostError, match=f"^pool-1 to train: {type(error).__name__}: ") as caught:
+        asyncio.run(answer_of(fails(), 200, "pool-1 to train", "pool-1"))
+    assert caught.value.worker == "pool-1" and "\n" not in str(caught.value)
+
+
+def test_an_error_of_the_code_is_no_loss() -> None:
+    async def fails() -> None:
+        raise RayTaskError("train", "traceback", KeyError("layer"))
+
+    with pytest.raises(WorkerError, match=r"^pool-1 to train: KeyError: 'layer'$") as caught:
+        asyncio.run(answer_of(fails(), 200, "pool-1 to train", "pool-1"))
+    assert not isinstance(caught.value, WorkerLostError)
 
 
 def test_a_cluster_without_room_is_waited_for_and_then_named(topic_data: Path, ray_cluster: None) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from elsa_ray.aggregation.weighted import is_finite
 from elsa_ray.config.experiment import ExperimentConfig
+from elsa_ray.config.load import make_config
 from elsa_ray.model.adapters import Adapters
 from elsa_ray.prepare import prepare
 from elsa_ray.records.round import Round
@@ -27,6 +28,7 @@ from elsa_ray.training.batches import CohortBatch
 from elsa_ray.world.plan import WorkKey
 from tests.helpers import WORDS, Run, run_config, run_inline
 from tests.stepwise import Stepwise, exclude_nobody, rewrite_data
+from tests.world.stories import assert_equal
 
 CLIENTS = 9
 DEEDS: list[dict[str, Any]] = [
@@ -181,6 +183,39 @@ class TestEachDeed:
         for finished in run.rounds:
             assert finished.report.failed == (4,)
             assert finished.state.adapters is not None and is_finite(finished.state.adapters)
+
+
+def test_the_honest_and_the_attacked_run_share_all_other_randomness(dataset: dict[str, str]) -> None:
+    """Who takes part, is there, is slow, drops out, whose message is spoilt; and how messages are rounded and turned."""
+    stochastic = {"kind": "int8", "rounding": "stochastic"}
+    cut = [{"kind": "ssop", "rank": 4}, {"kind": "sketch", "rows": 2, "buckets": 16, "hash": "fresh"}, stochastic]
+    protocol = {
+        "rounds": 3,
+        "participation": 0.8,
+        "codec": {"activation": cut, "gradient": cut, "update": [stochastic]},
+    }
+    field = {
+        "availability": {"kind": "bernoulli", "probability": 0.9},
+        "faults": {
+            "dropout": {"before": 0.1, "during": 0.1, "after": 0.1},
+            "stragglers": {"kind": "lognormal", "sigma": 0.5},
+            "corruption": {"probability": 0.05},
+        },
+    }
+    seen, done = [], []
+    for deeds in ([], DEEDS):
+        config = make(dataset, deeds, **protocol)
+        values = config.model_dump(mode="json")
+        with watched() as uploads:
+            done.append(run_inline(make_config({**values, "world": {**values["world"], **field}})).rounds)
+        seen.append(uploads)
+    for ours, theirs in zip(*done, strict=True):
+        assert_equal(ours.timeline, theirs.timeline)
+        assert ours.plan.work.client.tolist() == theirs.plan.work.client.tolist()
+    assert any(each.timeline.dropped for each in done[0]), "some did drop out"
+    first = [key for key in seen[0].uploads if key.round_index == 0]
+    honest = {key.client for key in first if seen[0].uploads[key] == seen[1].uploads[key]}
+    assert len(first) > 3 and honest == {key.client for key in first} & set(HONEST_AT_FIRST)
 
 
 @pytest.mark.parametrize(
