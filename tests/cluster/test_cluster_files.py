@@ -4,11 +4,17 @@ import json
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, ClassVar
+from zipfile import ZipFile
 
 import pytest
 import yaml
+from ray._private.runtime_env.packaging import create_package
 from ray.autoscaler._private.util import prepare_config, validate_config
+
+from elsa_ray.runtime import metrics
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "experiments" / "cluster"
@@ -56,9 +62,84 @@ def test_the_image_copies_what_there_is() -> None:
     assert copied and all((ROOT / name).exists() for name in copied)
 
 
-def test_the_runtime_environment_leaves_out_history_and_results() -> None:
-    environment = yaml.safe_load((FOLDER / "runtime_env.yaml").read_text())
-    assert {".git", "runs"} <= {name.strip("/") for name in environment["excludes"]}
+def test_the_runtime_environment_leaves_out_history_and_results(tmp_path: Path) -> None:
+    """As Ray itself packs a working directory by it."""
+    excludes = yaml.safe_load((FOLDER / "runtime_env.yaml").read_text())["excludes"]
+    kept = {"elsa_ray/cli.py", "experiments/quickstart.yaml", "tests/runtime/runs.py", ".gitignore"}
+    left_out = {".git/objects/aa/bb", "runs/quickstart/summary.json", "experiments/runs/one/run.log", ".venv/bin/python"}
+    folder = tmp_path / "work"
+    for name in kept | left_out:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("content")
+    create_package(str(folder), tmp_path / "package.zip", include_gitignore=False, excludes=excludes)
+    with ZipFile(tmp_path / "package.zip") as package:
+        assert {name for name in package.namelist() if not name.endswith("/")} == kept
+
+
+def test_each_file_has_its_line_about_what_was_checked_of_it() -> None:
+    rows = re.findall(r"^\| `([\w.-]+)` \| [^|]+ \| [^|]+ \|$", (FOLDER / "README.md").read_text(), flags=re.MULTILINE)
+    assert sorted(rows) == sorted(path.name for path in FOLDER.iterdir() if path.name != "README.md")
+
+
+class Series:
+    """Stands for a series of Ray's, and keeps the tags that it may have."""
+
+    made: ClassVar[dict[str, set[str]]] = {}
+
+    def __init__(self, name: str, description: str, boundaries: Any = None, tag_keys: tuple[str, ...] = ()) -> None:
+        self.made[name] = set(tag_keys)
+
+    def set_default_tags(self, tags: dict[str, str]) -> None:
+        pass
+
+    def set(self, value: float, tags: dict[str, str] | None = None) -> None:
+        pass
+
+
+@pytest.fixture
+def tags_of_series(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
+    for kind in ("Counter", "Gauge", "Histogram"):
+        monkeypatch.setattr(metrics, kind, Series)
+    monkeypatch.setattr(Series, "made", {})
+    metrics.RunMetrics("run")
+    metrics.WorkerMetrics("run", "pool")
+    return Series.made
+
+
+def test_no_series_has_a_tag_of_many_values(tags_of_series: dict[str, set[str]]) -> None:
+    few = {"outcome", "role", "phase", "kind", "what", "place", "tier", "stage"}
+    for name, tags in tags_of_series.items():
+        assert "run" in tags and tags <= few | {"run"} and len(tags) <= 3, name
+
+
+def queries(found: Any) -> Iterator[str]:
+    """Yield what a dashboard asks Prometheus."""
+    if isinstance(found, dict):
+        own = [found[key] for key in ("expr", "query") if isinstance(found.get(key), str)]
+        yield from (text for text in own if text != "prometheus")
+        for value in found.values():
+            yield from queries(value)
+    elif isinstance(found, list):
+        for value in found:
+            yield from queries(value)
+
+
+@pytest.mark.parametrize("dashboard", sorted((ROOT / "dashboards").glob("*.json")), ids=lambda path: path.stem)
+def test_each_query_asks_for_series_and_tags_that_there_are(
+    dashboard: Path, tags_of_series: dict[str, set[str]]
+) -> None:
+    asked = list(queries(json.loads(dashboard.read_text())))
+    assert len(asked) > 10
+    for query in asked:
+        selectors = re.findall(r"(\w+)\{([^}]*)\}", query) + re.findall(r"label_values\((\w+), ()", query)
+        assert selectors, query
+        tags: set[str] = {"le"} if "histogram_quantile" in query else set()
+        for name, labels in selectors:
+            own = re.fullmatch(r"ray_(elsa_\w+?)(?:_total|_bucket|_sum|_count)?", name)
+            assert own and own[1] in tags_of_series, name
+            tags |= tags_of_series[own[1]]
+            assert set(re.findall(r"(\w+)=", labels)) <= tags_of_series[own[1]], query
+        assert {tag for by in re.findall(r"by \(([^)]*)\)", query) for tag in by.split(", ")} <= tags, query
 
 
 @pytest.mark.parametrize("dashboard", sorted((ROOT / "dashboards").glob("*.json")), ids=lambda path: path.stem)

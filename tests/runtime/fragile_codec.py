@@ -19,7 +19,7 @@ from elsa_ray.config.section import Section
 class Incident(Section):
     """What happens when a message of these circumstances is encoded; None stands for any."""
 
-    what: Literal["raise", "hang", "nan", "die", "lose_node"]
+    what: Literal["raise", "hang", "nan", "exhaust", "die", "lose_node"]
     client: int
     round: int | None = None
     role: str = "activation_up"
@@ -72,6 +72,8 @@ def _happen(incident, x_TD):
             time.sleep(1000)
         case "nan":
             return torch.full_like(x_TD, torch.nan)
+        case "exhaust":
+            return torch.empty(2**60)
         case "die":
             os.kill(os.getpid(), signal.SIGKILL)
         case "lose_node":

@@ -1,6 +1,7 @@
 """What becomes of a client whose own computation fails, and what the user sees of it."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import torch
 import yaml
 
 from elsa_ray.cli import run_command
+from elsa_ray.runtime import ray_executor
 from elsa_ray.runtime.failure import WorkerError
+from elsa_ray.runtime.watch import Watch
 from tests.runtime.fragile_codec import chains
 from tests.runtime.runs import Finished, execute, same_adapters, small_config
 from tests.runtime.test_executors_agree import assert_same_run, assert_same_timeline
@@ -102,6 +105,16 @@ class TestAnError:
             run(topic_data, RAISES, policy={"raises": "retry"}, set_=["runtime.retries=2"])
 
 
+def test_who_asks_for_more_memory_than_there_is_is_named_with_what_it_asked_for(topic_data: Path) -> None:
+    exhausts = {**RAISES, "what": "exhaust"}
+    message = r"^training: round 0, client 1: activation_up of step 1: RuntimeError: .*can't allocate memory: you tried .*"
+    with pytest.raises(WorkerError, match=message + r" \(protocol\.client_failure\.raises: drop goes on") as caught:
+        run(topic_data, exhausts)
+    assert "\n" not in str(caught.value)
+    dropped = run(topic_data, exhausts, policy={"raises": "drop"})
+    assert_same_run(dropped, run(topic_data, RAISES, policy={"raises": "drop"}))
+
+
 class TestNumbersThatAreNone:
     NAN = {"what": "nan", "client": 1, "round": 0, "step": 1}
 
@@ -124,13 +137,19 @@ class TestNumbersThatAreNone:
         assert finished.rounds[0].report.failed == (1,)
 
 
-def test_who_hangs_is_dropped_as_who_raises(topic_data: Path, ray_cluster: None) -> None:
-    hangs, patience = {**RAISES, "what": "hang", "client": 3}, ["runtime.timeout_seconds=15 s"]
+def test_who_hangs_is_told_of_and_then_dropped_as_who_raises(
+    topic_data: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(ray_executor, "Watch", lambda status: Watch(said.append))
+    hangs, patience = {**RAISES, "what": "hang", "client": 3}, ["runtime.timeout_seconds=15 s", "runtime.in_flight=1"]
     by_ray = run(topic_data, hangs, policy={"hangs": "drop"}, set_=patience, executor="ray")
     assert_same_run(by_ray, run(topic_data, {**RAISES, "client": 3}, policy={"raises": "drop"}))
     assert by_ray.rounds[0].results.failures[0].reason == (
         "training: round 0, client 3: activation_up of step 1: no progress for 15 s (runtime.timeout_seconds)"
     )
+    waits = r"waiting 1\d s for pool-0, cohort edge-group-0/0/1: training: activation_up of step 1 \(\d+ s\)"
+    assert any(re.fullmatch(waits, text) for text in said), said
 
 
 def test_whose_worker_is_killed_is_dropped_with_its_cohort(topic_data: Path, ray_cluster: None) -> None:

@@ -5,13 +5,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elsa_ray.config.errors import InputError
 from elsa_ray.config.runtime import ActorResources, PoolResources
+from elsa_ray.runtime.failure import WorkerError
 from elsa_ray.runtime.gpu_claims import Claim, worst_on_one_gpu
-from elsa_ray.runtime.gpu_memory import tensor_share
+from elsa_ray.runtime.gpu_memory import hold_to, tensor_share
 from elsa_ray.runtime.placement import Placement, device_of, place
 from elsa_ray.runtime.resources import Node, Wanted
 from elsa_ray.runtime.shares import largest_share
@@ -188,6 +190,20 @@ def test_gpu_memory_that_is_not_there_is_refused(edge: dict[str, Any], message: 
 def test_the_context_is_part_of_the_limit() -> None:
     assert tensor_share(20 * GB, GB // 2, 80 * GB) == 19.5 / 80
     assert tensor_share(200 * GB, 0, 80 * GB) == 1.0
+
+
+def test_an_actor_holds_torch_to_its_bytes_and_starts_only_where_they_are_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 80 GB; its own context of half a GB is there already when it looks."""
+    limits: list[float] = []
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", limits.append)
+    for free, is_enough in ((80 * GB - GB // 2, True), (20 * GB - GB // 2, True), (20 * GB - GB // 2 - 1, False)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda free=free: (free, 80 * GB))
+        if is_enough:
+            hold_to(20 * GB, GB // 2)
+        else:
+            with pytest.raises(WorkerError, match=r"^gpu_memory: 20 GB are declared, and 19.5 GB of the GPU's 80 GB"):
+                hold_to(20 * GB, GB // 2)
+    assert limits == [19.5 / 80] * 2
 
 
 @given(
