@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,6 +57,46 @@ def test_the_shipped_experiments_are_read(path: Path) -> None:
     if path.stem == "attacks_codecs":
         pytest.skip("codecs by name, read with attacks.yaml in the tests of elsa-ray attack")
     assert (load_grid if path.stem.endswith("_grid") else load_config)(path)
+
+
+PARTS = {
+    "random clusters": {"protocol.clustering.medoids"},
+    "no trust": {"protocol.trust"},
+    "no latency term": {"protocol.clustering.latency_weight"},
+    "static split": {"protocol.split"},
+    "no SS-OP": {"protocol.codec.activation", "protocol.codec.gradient"},
+    "no compression": {"protocol.codec.activation", "protocol.codec.gradient"},
+    "sketch in place of the subspace": {"protocol.codec.activation", "protocol.codec.gradient"},
+}
+"""Rows of the ablation, and where each differs from ELSA whole."""
+
+
+def changed(whole: Any, other: Any, path: str = "") -> set[str]:
+    """Return where two plain values differ."""
+    if isinstance(whole, dict) and isinstance(other, dict) and whole.keys() == other.keys():
+        return {found for key in whole for found in changed(whole[key], other[key], f"{path}.{key}".lstrip("."))}
+    return set() if whole == other else {path}
+
+
+@pytest.mark.parametrize("data", ["trec", "agnews"])
+def test_the_ablation_takes_one_part_away_at_a_time(data: str) -> None:
+    grid = load_grid(ROOT / "experiments" / f"ablation_{data}_grid.yaml")
+    configs: dict[str, dict[str, Any]] = {}
+    for cell in grid.cells:
+        if cell.condition.values == grid.conditions[0].values and cell.seed == 0:
+            configs[cell.condition.row] = cell.config.model_dump(mode="json")
+    whole, fedavg = configs.pop("elsa"), configs.pop("fedavg")
+    assert {row: changed(whole, config) for row, config in configs.items()} == PARTS
+    assert fedavg["protocol"]["name"] == "fedavg" and changed(whole, fedavg) == {"protocol"}
+    kinds = {row: [spec["kind"] for spec in config["protocol"]["codec"]["activation"]] for row, config in configs.items()}
+    assert kinds["no trust"] == ["ssop", "subspace", "int8"] and kinds["no SS-OP"] == ["subspace", "int8"]
+    assert kinds["no compression"] == ["ssop"] and kinds["sketch in place of the subspace"] == ["ssop", "sketch"]
+    assert data in whole["task"]["dataset"]["train"] and len({cell.seed for cell in grid.cells}) == 5
+    worlds = {
+        (cell.config.task.partition.alpha, sum(deed.share for deed in cell.config.world.misbehaviour))
+        for cell in grid.cells
+    }
+    assert len(worlds) == 4 and {share for _, share in worlds} == {0, 0.2}
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))])

@@ -17,7 +17,7 @@ from scipy.optimize import linear_sum_assignment
 from elsa_ray.clustering.assignment import PARKED, default_capacity
 from elsa_ray.clustering.cluster import NONE, Clusters, cluster_and_assign, cluster_and_assign_exact
 from elsa_ray.clustering.divergence import symmetric_kl
-from elsa_ray.clustering.fingerprints import shrink
+from elsa_ray.clustering.fingerprints import fingerprint, make_frame, shrink, stack
 from elsa_ray.config.clustering import ClusteringConfig
 
 from .groups import adjusted_rand_index, planted_fingerprints, planted_states, random_gaussians
@@ -160,6 +160,25 @@ def test_where_places_are_scarce_who_is_least_trusted_is_parked() -> None:
     trust_N = np.array([0.9, 0.4, 0.8, 0.5, 1.0, 0.7])
     clusters = clustered(*alike, np.ones((6, 2)), capacity=2, trust_N=trust_N)
     assert (clusters.edge_of_client_N == PARKED).nonzero()[0].tolist() == [1, 3]
+
+
+@pytest.mark.parametrize("form", ["projected", "exact"])
+def test_of_clients_that_are_alike_a_trusted_one_stands_for_the_cluster(form: str) -> None:
+    states_NQD, _, base_QD = planted_states(12, 2, apart=3.0)
+    states_NQD = np.repeat(states_NQD, 2, axis=0)  # clients 2i and 2i + 1 answer alike
+    latency_NK, even_N = latencies(24, 2), np.arange(24) % 2 == 0
+
+    def medoids(trust_N: np.ndarray) -> np.ndarray:
+        if form == "exact":
+            arguments = (list(states_NQD), latency_NK, trust_N, None, ClusteringConfig(), 0, 0)
+            return cluster_and_assign_exact(*arguments).medoid_of_cluster_K
+        frame = make_frame(base_QD, base_QD.shape[1])
+        gaussians = stack([fingerprint(states_QD, frame) for states_QD in states_NQD])
+        return clustered(*gaussians, latency_NK, trust_N=trust_N).medoid_of_cluster_K
+
+    plain = medoids(np.ones(24))
+    assert (plain % 2 == 0).all()
+    assert medoids(np.where(even_N, 0.4, 1.0)).tolist() == (plain + 1).tolist()
 
 
 def test_random_clusters_know_nothing_of_behaviour_but_are_as_large() -> None:

@@ -118,6 +118,38 @@ def test_full_trust_is_no_trust_at_all(dataset: dict[str, str], monkeypatch: pyt
     assert not same(judged.adapters, plain.adapters), "whereas real verdicts weigh"
 
 
+def test_the_model_is_the_mean_by_examples_times_trust_over_all_edges(
+    dataset: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each client's own model is what the run ends in where only it counts."""
+    config = run_config(
+        dataset,
+        task={**PROBES, "partition": {"kind": "dirichlet", "alpha": 0.5}},
+        topology={"clients": 4, "edges": 2},
+        protocol={"rounds": 1, "local_steps": 1, "trust": {}},
+    )
+    factors: dict[int, float] = {}
+
+    def by_factor(clients: Sequence[int], *arguments: Any) -> Judgement:
+        own = np.array([factors.get(client, 0.0) for client in clients])
+        return Judgement(own, tuple(TrustState() for _ in clients), ())
+
+    monkeypatch.setattr(host, "judge_members", by_factor)
+    models = []
+    for client in range(4):
+        factors = {client: 1.0}
+        models.append(run_inline(config).adapters)
+    factors = {0: 1.0, 1: 0.25, 2: 0.5, 3: 0.75}
+    run = run_inline(config)
+    counts = run.prepared.setting.num_examples.tolist()
+    assert len(set(counts)) > 2 and len(set(run.rounds[0].plan.work.edge.tolist())) == 2
+    weights = [counts[client] * factors[client] for client in range(4)]
+    for name, found in run.adapters.items():
+        expected = sum(weight * model[name] for weight, model in zip(weights, models, strict=True)) / sum(weights)
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    assert not same(models[0], models[1])
+
+
 def test_with_one_edge_clusters_change_nothing(dataset: dict[str, str]) -> None:
     clustering = {"dimensions": 4, "every": 1}
     plain = run_inline(run_config(dataset, task=PROBES, protocol={"rounds": 2}))
