@@ -1,5 +1,6 @@
 """No wait is without a deadline, and each says what it waited for."""
 
+import ast
 import asyncio
 import time
 from pathlib import Path
@@ -21,6 +22,9 @@ from elsa_ray.runtime.failure import WaitTimeoutError, WorkerError, WorkerLostEr
 from tests.runtime.runs import execute, small_config
 
 
+ROOT = Path(__file__).parents[2]
+
+
 @ray.remote(num_cpus=0)
 class Sleeper:
     def sleep(self, seconds: float) -> None:
@@ -30,6 +34,33 @@ class Sleeper:
         import os
 
         os._exit(1)
+
+
+def is_call(node: ast.AST, *names: str) -> bool:
+    return isinstance(node, ast.Call) and ast.unparse(node.func) in names
+
+
+def has_deadline(call: ast.Call) -> bool:
+    return any(keyword.arg == "timeout" for keyword in call.keywords)
+
+
+def test_nothing_waits_for_ray_without_a_deadline() -> None:
+    """A value is got with a timeout, or of what a wait with a timeout has named; awaited is it in ``answer_of`` alone."""
+    seen, endless = 0, []
+    for path in sorted((ROOT / "elsa_ray").rglob("*.py")):
+        text = path.read_text()
+        waits = "import ray" in text or "subprocess" in text or ".remote(" in text
+        for function in ast.walk(ast.parse(text if waits else "")):
+            if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            calls = [node for node in ast.walk(function) if is_call(node, "ray.get", "ray.wait", "subprocess.run")]
+            is_ready = any(is_call(call, "ray.wait") and has_deadline(call) for call in calls)
+            seen += len(calls)
+            where = f"{path.relative_to(ROOT)}: {function.name}"
+            endless += [where for call in calls if not has_deadline(call) and not (is_call(call, "ray.get") and is_ready)]
+            awaited = [ast.unparse(node.value) for node in ast.walk(function) if isinstance(node, ast.Await)]
+            endless += [where for text in awaited if ".remote(" in text and "answer_of(" not in text and "_call(" not in text]
+    assert seen > 8 and endless == []
 
 
 def test_a_silent_worker_ends_in_a_timeout_that_names_it(ray_cluster: None) -> None:

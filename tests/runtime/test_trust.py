@@ -150,6 +150,35 @@ def test_the_model_is_the_mean_by_examples_times_trust_over_all_edges(
     assert not same(models[0], models[1])
 
 
+def test_who_sends_something_else_than_it_has_trained_answers_well_and_only_its_edge_sees_it(
+    dataset: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An honest report is what the edge finds for itself, whatever the codecs lose at the cuts; a sign flipper's is not."""
+    seen: list[list[Evidence]] = []
+
+    def watched(clients: Sequence[int], own: Sequence[Evidence], *arguments: Any) -> Judgement:
+        assert list(clients) == list(range(6))
+        seen.append(list(own))
+        return judge_members(clients, own, *arguments)
+
+    monkeypatch.setattr(host, "judge_members", watched)
+    for evidence in ("verified", "reported"):
+        config = run_config(
+            dataset,
+            task={"probes": {"kind": "dataset", "count": 40}},
+            protocol={"rounds": 1, "trust": {"evidence": evidence}, "codec": [{"kind": "int8"}]},
+            world={"misbehaviour": [{"kind": "sign_flip", "clients": [1], "scale": 50.0}]},
+        )
+        run_inline(config)
+    verified, reported = seen
+    for client, (found, told) in enumerate(zip(verified, reported, strict=True)):
+        assert found.answers_QK is not None and told.answers_QK is not None and told.update is None
+        assert np.allclose(found.answers_QK, told.answers_QK, rtol=1e-5, atol=1e-6) == (client != 1)
+    honest = [told.answers_QK for client, told in enumerate(reported) if client != 1]
+    spread = max(float(np.abs(one - other).mean()) for one in honest for other in honest)
+    assert float(np.abs(reported[1].answers_QK - honest[0]).mean()) <= 2 * spread, "by what it says it is one of them"
+
+
 def test_with_one_edge_clusters_change_nothing(dataset: dict[str, str]) -> None:
     clustering = {"dimensions": 4, "every": 1}
     plain = run_inline(run_config(dataset, task=PROBES, protocol={"rounds": 2}))
