@@ -88,7 +88,9 @@ def test_the_ablation_takes_one_part_away_at_a_time(data: str) -> None:
     whole, fedavg = configs.pop("elsa"), configs.pop("fedavg")
     assert {row: changed(whole, config) for row, config in configs.items()} == PARTS
     assert fedavg["protocol"]["name"] == "fedavg" and changed(whole, fedavg) == {"protocol"}
-    kinds = {row: [spec["kind"] for spec in config["protocol"]["codec"]["activation"]] for row, config in configs.items()}
+    kinds = {
+        row: [spec["kind"] for spec in config["protocol"]["codec"]["activation"]] for row, config in configs.items()
+    }
     assert kinds["no trust"] == ["ssop", "subspace", "int8"] and kinds["no SS-OP"] == ["subspace", "int8"]
     assert kinds["no compression"] == ["ssop"] and kinds["sketch in place of the subspace"] == ["ssop", "sketch"]
     assert data in whole["task"]["dataset"]["train"] and len({cell.seed for cell in grid.cells}) == 5

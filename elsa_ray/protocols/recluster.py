@@ -48,13 +48,14 @@ class Known(Protocol):
 def is_due(config: ClusteringConfig, num_clients: int, state: Known, known: frozenset[int]) -> bool:
     """Return whether clients are clustered now: first as soon as any is known, then every so many rounds.
 
-    It comes earlier where more than the share ``moved`` of all clients has become known, or has left, since the last.
+    It comes earlier where more than the share ``moved`` of all clients has become known since the last. Who is known
+    once stays so: the cloud keeps the newest fingerprint of a client that is away.
     """
     if not known:
         return False
     if state.clustered_round is None or state.round_index - state.clustered_round >= config.every:
         return True
-    return len(known ^ state.clustered) > config.moved * num_clients
+    return len(known - state.clustered) > config.moved * num_clients
 
 
 def new_edges(setting: Setting, config: ClusteringConfig, state: Known, latency_NK: Floats) -> tuple[int, ...]:

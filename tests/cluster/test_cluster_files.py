@@ -66,7 +66,12 @@ def test_the_runtime_environment_leaves_out_history_and_results(tmp_path: Path) 
     """As Ray itself packs a working directory by it."""
     excludes = yaml.safe_load((FOLDER / "runtime_env.yaml").read_text())["excludes"]
     kept = {"elsa_ray/cli.py", "experiments/quickstart.yaml", "tests/runtime/runs.py", ".gitignore"}
-    left_out = {".git/objects/aa/bb", "runs/quickstart/summary.json", "experiments/runs/one/run.log", ".venv/bin/python"}
+    left_out = {
+        ".git/objects/aa/bb",
+        "runs/quickstart/summary.json",
+        "experiments/runs/one/run.log",
+        ".venv/bin/python",
+    }
     folder = tmp_path / "work"
     for name in kept | left_out:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

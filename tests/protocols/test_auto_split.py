@@ -117,7 +117,9 @@ def test_the_transfer_of_new_blocks_and_the_hysteresis_weigh_in_the_choice(
 ) -> None:
     """Laptops that all hold the smaller part would be faster with a block more, which must come from the cloud."""
     world = {**MIXED, "clients": {"device": "laptop"}}
-    config = run_config(dataset, protocol={"split": {"auto": {"hysteresis": hysteresis}}, "local_steps": 2}, world=world)
+    config = run_config(
+        dataset, protocol={"split": {"auto": {"hysteresis": hysteresis}}, "local_steps": 2}, world=world
+    )
     setting = prepare(config).setting
     chooser = SplitChooser(setting, config.protocol, usual_step(setting, config.protocol))
     held = frozenset(range(4) if holds_all else NEAR.layers(Part.FRONT))

@@ -107,7 +107,9 @@ class TestAnError:
 
 def test_who_asks_for_more_memory_than_there_is_is_named_with_what_it_asked_for(topic_data: Path) -> None:
     exhausts = {**RAISES, "what": "exhaust"}
-    message = r"^training: round 0, client 1: activation_up of step 1: RuntimeError: .*can't allocate memory: you tried .*"
+    message = (
+        r"^training: round 0, client 1: activation_up of step 1: RuntimeError: .*can't allocate memory: you tried .*"
+    )
     with pytest.raises(WorkerError, match=message + r" \(protocol\.client_failure\.raises: drop goes on") as caught:
         run(topic_data, exhausts)
     assert "\n" not in str(caught.value)

@@ -21,7 +21,6 @@ from elsa_ray.runtime.actors import answer_of
 from elsa_ray.runtime.failure import WaitTimeoutError, WorkerError, WorkerLostError
 from tests.runtime.runs import execute, small_config
 
-
 ROOT = Path(__file__).parents[2]
 
 
@@ -45,7 +44,7 @@ def has_deadline(call: ast.Call) -> bool:
 
 
 def test_nothing_waits_for_ray_without_a_deadline() -> None:
-    """A value is got with a timeout, or of what a wait with a timeout has named; awaited is it in ``answer_of`` alone."""
+    """A value is got with a timeout, or of what a wait with a timeout has named, or awaited in ``answer_of``."""
     seen, endless = 0, []
     for path in sorted((ROOT / "elsa_ray").rglob("*.py")):
         text = path.read_text()
@@ -57,9 +56,13 @@ def test_nothing_waits_for_ray_without_a_deadline() -> None:
             is_ready = any(is_call(call, "ray.wait") and has_deadline(call) for call in calls)
             seen += len(calls)
             where = f"{path.relative_to(ROOT)}: {function.name}"
-            endless += [where for call in calls if not has_deadline(call) and not (is_call(call, "ray.get") and is_ready)]
+            endless += [
+                where for call in calls if not has_deadline(call) and not (is_call(call, "ray.get") and is_ready)
+            ]
             awaited = [ast.unparse(node.value) for node in ast.walk(function) if isinstance(node, ast.Await)]
-            endless += [where for text in awaited if ".remote(" in text and "answer_of(" not in text and "_call(" not in text]
+            endless += [
+                where for text in awaited if ".remote(" in text and "answer_of(" not in text and "_call(" not in text
+            ]
     assert seen > 8 and endless == []
 
 

@@ -186,7 +186,7 @@ class TestEachDeed:
 
 
 def test_the_honest_and_the_attacked_run_share_all_other_randomness(dataset: dict[str, str]) -> None:
-    """Who takes part, is there, is slow, drops out, whose message is spoilt; and how messages are rounded and turned."""
+    """Who takes part, is slow, drops out, whose message is spoilt; and how messages are rounded and turned."""
     stochastic = {"kind": "int8", "rounding": "stochastic"}
     cut = [{"kind": "ssop", "rank": 4}, {"kind": "sketch", "rows": 2, "buckets": 16, "hash": "fresh"}, stochastic]
     protocol = {

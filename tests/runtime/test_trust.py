@@ -153,7 +153,7 @@ def test_the_model_is_the_mean_by_examples_times_trust_over_all_edges(
 def test_who_sends_something_else_than_it_has_trained_answers_well_and_only_its_edge_sees_it(
     dataset: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An honest report is what the edge finds for itself, whatever the codecs lose at the cuts; a sign flipper's is not."""
+    """An honest report is what the edge finds for itself, whatever codecs lose at the cuts; a sign flipper's is not."""
     seen: list[list[Evidence]] = []
 
     def watched(clients: Sequence[int], own: Sequence[Evidence], *arguments: Any) -> Judgement:
