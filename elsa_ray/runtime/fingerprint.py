@@ -7,7 +7,7 @@ import json
 import os
 import platform
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -61,6 +61,28 @@ class NumericFingerprint:
     def id(self) -> str:
         """Twelve hexadecimal digits; equal for equal fingerprints."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+
+
+class FingerprintLog:
+    """Fingerprints of all workers that a run has had: the numbers of one that was replaced are in its results too.
+
+    Args:
+        kinds: of workers, in order.
+
+    Attributes:
+        by_kind: one of each worker by kind, and one more of each successor that is unlike all before it.
+    """
+
+    def __init__(self, kinds: Iterable[str]) -> None:
+        self.by_kind: dict[str, list[NumericFingerprint]] = {kind: [] for kind in kinds}
+        self._names: set[str] = set()
+
+    def add(self, kind: str, name: str, fingerprint: NumericFingerprint) -> None:
+        """Take note of a worker that has started, for the first time or again."""
+        own = self.by_kind[kind]
+        if name not in self._names or fingerprint not in own:
+            own.append(fingerprint)
+        self._names.add(name)
 
 
 def this_process(device: str) -> NumericFingerprint:

@@ -33,7 +33,7 @@ from elsa_ray.runtime.conductor import Workers, all_of
 from elsa_ray.runtime.demand import place_run
 from elsa_ray.runtime.executor import ConductedExecutor
 from elsa_ray.runtime.failure import WaitTimeoutError, WorkerError, WorkerLostError
-from elsa_ray.runtime.fingerprint import NumericFingerprint, differences
+from elsa_ray.runtime.fingerprint import FingerprintLog, NumericFingerprint, differences
 from elsa_ray.runtime.jobs import CLOUD, pool_name
 from elsa_ray.runtime.metrics import RunMetrics
 from elsa_ray.runtime.placement import PlacedActor, Placement, device_of
@@ -121,7 +121,7 @@ class RayExecutor(ConductedExecutor):
         return {name: own.node_id for name, own in facts.items()}
 
     def fingerprints(self) -> Mapping[str, Sequence[NumericFingerprint]]:
-        """Return those of all actors."""
+        """Return those of all actors; the lists grow where an actor gives way to an unlike one."""
         return self._workers.fingerprints() if self._workers is not None else {}
 
     def _run_to_end(self, coroutine: Coroutine[Any, Any, RoundResults]) -> RoundResults:
@@ -182,6 +182,7 @@ class _RayWorkers(Workers):
         self._packed = Shared(lambda: pack_model(model, causal_lm=setting.task.kind == "causal_lm"))
         self._task = Shared(lambda: setting.task)
         self._placed = {own.name: own for own in placement.actors}
+        self._fingerprints = FingerprintLog(_kind_name(own) for own in placement.actors)
         self._known_differences: set[str] = set()
         # Names are for people who watch the cluster; several runs may share it.
         self._run_name = f"{config.name}-{secrets.token_hex(4)}"
@@ -234,12 +235,13 @@ class _RayWorkers(Workers):
         """Tell the cluster's monitoring."""
         self.metrics.waiting(waiting, in_pools)
 
-    def fingerprints(self) -> dict[str, list[NumericFingerprint]]:
-        """Return the actors' numeric fingerprints by kind."""
-        by_kind: dict[str, list[NumericFingerprint]] = {}
-        for placed in self.placement.actors:
-            by_kind.setdefault(_kind_name(placed), []).append(self.facts[placed.name].fingerprint)
-        return by_kind
+    def fingerprints(self) -> Mapping[str, Sequence[NumericFingerprint]]:
+        """Return the numeric fingerprints by kind of all actors so far."""
+        return self._fingerprints.by_kind
+
+    def _learn(self, name: str, facts: WorkerFacts) -> None:
+        self.facts[name] = facts
+        self._fingerprints.add(_kind_name(self._placed[name]), name, facts.fingerprint)
 
     def new_differences(self) -> list[str]:
         """Return what makes the workers' numbers differ, as far as it was not returned before."""
@@ -277,7 +279,7 @@ class _RayWorkers(Workers):
                         ray.kill(actor())
                         start()
                         answer = asyncio.ensure_future(answer_of(actor().ready.remote(), patience, what, name))
-                self.facts[name] = answer.result()
+                self._learn(name, answer.result())
             finally:
                 answer.cancel()
                 await asyncio.gather(answer, return_exceptions=True)
@@ -389,7 +391,7 @@ class _RayWorkers(Workers):
             for reference in done:
                 name = waiting.pop(reference)
                 try:
-                    self.facts[name] = ray.get(reference)
+                    self._learn(name, ray.get(reference))
                 except ray.exceptions.RayError as error:
                     raise WorkerError(f"starting {name}: {str(error).strip().splitlines()[-1]}", str(error)) from None
             if waiting and time.monotonic() > deadline:

@@ -1,8 +1,14 @@
 """What decides bits besides the input, and what is said where workers differ in it."""
 
 from dataclasses import replace
+from pathlib import Path
 
-from elsa_ray.runtime.fingerprint import describe_workers, differences, this_process
+import pytest
+
+import elsa_ray
+from elsa_ray.runtime.executor import InlineExecutor
+from elsa_ray.runtime.fingerprint import FingerprintLog, describe_workers, differences, this_process
+from tests.runtime.runs import small_config
 
 OWN = this_process("cpu")
 OTHER = replace(OWN, cpu_capability="AVX2", cpu_flags=("avx2", "fma"))
@@ -26,3 +32,30 @@ def test_equal_workers_are_described_once() -> None:
     rows = describe_workers({"pools": [OWN, OTHER, OWN], "cloud": [OWN]})
     assert [(row["workers"], row["count"]) for row in rows if row["id"] == OWN.id] == [("pools", 2), ("cloud", 1)]
     assert sum(row["count"] for row in rows) == 4 and all(row["torch"] == OWN.torch for row in rows)
+
+
+def test_who_took_the_place_of_an_unlike_worker_is_told_of_to_the_end() -> None:
+    log = FingerprintLog(["pools", "cloud"])
+    for kind, name in (("pools", "pool-0"), ("pools", "pool-1"), ("cloud", "cloud")):
+        log.add(kind, name, OWN)
+    log.add("pools", "pool-1", OWN)
+    assert log.by_kind == {"pools": [OWN, OWN], "cloud": [OWN]} and differences(log.by_kind) == []
+    for _ in range(2):
+        log.add("pools", "pool-1", OTHER)
+    log.add("pools", "pool-1", OWN)
+    assert log.by_kind["pools"] == [OWN, OWN, OTHER] and differences(log.by_kind)
+
+
+def test_a_run_says_at_its_end_what_became_of_its_workers(
+    topic_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the first of two rounds a worker gives way to an unlike one."""
+    log = FingerprintLog(["pools"])
+    log.add("pools", "pool-0", OWN)
+    monkeypatch.setattr(InlineExecutor, "fingerprints", lambda executor: log.by_kind)
+    monkeypatch.setattr(InlineExecutor, "observe", lambda *told: log.add("pools", "pool-0", OTHER))
+    config = small_config(topic_data, "protocol.rounds=2", "protocol.local_steps=1", "runtime.executor=inline")
+    run = elsa_ray.run(config, out=tmp_path / "run")
+    assert run.summary["bit_reproducible"] is False
+    assert any(text.startswith("Not bit-reproducible: ") for text in run.summary["assumptions"])
+    assert [row["id"] for row in run.summary["hardware"]["workers"]] == sorted([OWN.id, OTHER.id])

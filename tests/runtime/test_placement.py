@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from elsa_ray.config.errors import InputError
 from elsa_ray.config.runtime import ActorResources, PoolResources
+from elsa_ray.runtime import actors
 from elsa_ray.runtime.failure import WorkerError
 from elsa_ray.runtime.gpu_claims import Claim, worst_on_one_gpu
 from elsa_ray.runtime.gpu_memory import hold_to, tensor_share
@@ -204,6 +205,23 @@ def test_an_actor_holds_torch_to_its_bytes_and_starts_only_where_they_are_free(m
             with pytest.raises(WorkerError, match=r"^gpu_memory: 20 GB are declared, and 19.5 GB of the GPU's 80 GB"):
                 hold_to(20 * GB, GB // 2)
     assert limits == [19.5 / 80] * 2
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_an_actor_is_held_to_its_bytes_before_its_model_is_there(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[Any] = []
+    monkeypatch.setattr(actors, "hold_to", lambda *given: done.append(given))
+
+    def unpacked(packed: Any) -> Any:
+        done.append("model")
+        raise RuntimeError("no more is looked at")
+
+    monkeypatch.setattr(actors, "unpack_model", unpacked)
+    rest: Any = None
+    settings = actors.WorkerSettings(rest, rest, rest, device, 1, 9.0, 20 * GB, GB // 2)
+    with pytest.raises(RuntimeError, match="no more"):
+        settings.build_model(rest)
+    assert done == [(20 * GB, GB // 2), "model"][device == "cpu" :]
 
 
 @given(
