@@ -29,7 +29,7 @@ from elsa_ray.protocols.frozen import edge_parts, send_new_blocks
 from elsa_ray.protocols.local_work import FP32_BYTES, adapter_bytes, calibration_texts, local_work, upload_bytes
 from elsa_ray.protocols.probe_steps import ProbeSteps
 from elsa_ray.protocols.protocol import Protocol, ProtocolState, RoundReport, RoundResults
-from elsa_ray.protocols.recluster import is_due, new_edges
+from elsa_ray.protocols.recluster import is_due, members, new_edges
 from elsa_ray.protocols.setting import Setting
 from elsa_ray.protocols.split_steps import Members, SplitSteps, distinct
 from elsa_ray.training.tables import table_num_bytes
@@ -54,7 +54,8 @@ class ElsaState(ProtocolState):
         untold: clients that were given a new edge and do not know it yet.
         fingerprints: what the cloud knows of clients' behaviour.
         clustered_round: number of rounds after which clients were clustered last; None before.
-        clustered: the clients whose behaviour was known then.
+        clustered: the clients that were members of clusters then.
+        away_since: the round at whose end a client was missed first, of those that were away at the end of each since.
         home_of_client: the edge to which clients come back that are elsewhere while it is down.
     """
 
@@ -66,6 +67,7 @@ class ElsaState(ProtocolState):
     fingerprints: Mapping[int, npt.NDArray[np.float32]] = field(default_factory=dict)
     clustered_round: int | None = None
     clustered: frozenset[int] = frozenset()
+    away_since: Mapping[int, int] = field(default_factory=dict)
     home_of_client: Mapping[int, int] = field(default_factory=dict)
 
 
@@ -124,6 +126,7 @@ class Elsa(Protocol):
             probe_holders=state.probe_holders | _reached(timeline, Role.PROBE),
             untold=state.untold - _told(self.setting, state, timeline),
             fingerprints={**state.fingerprints, **results.fingerprints},
+            away_since=_away_since(state, timeline),
         )
         excluded = tuple(sorted(c for c, own in after.trust.items() if own.is_excluded(after.round_index)))
         clustered = self._failed_over(self._clustered(after, timeline.down_nodes), timeline.down_nodes)
@@ -142,8 +145,10 @@ class Elsa(Protocol):
     def _clustered(self, state: ElsaState, down_nodes: Sequence[int]) -> ElsaState:
         """Return the state with clients clustered and assigned anew, if that is due."""
         clustering = self.config.clustering
-        known = frozenset(state.fingerprints)
-        if clustering is None or not is_due(clustering, self.setting.num_clients, state, known):
+        if clustering is None:
+            return state
+        own = members(clustering, state)
+        if not is_due(clustering, self.setting.num_clients, state, own):
             return state
         computing_N = compute_seconds(self.setting, self._step, state.splits)
         latency_NK = self._round_trips.seconds(slice(None)) + computing_N[:, None]
@@ -155,7 +160,7 @@ class Elsa(Protocol):
         recut = {c for c, (old, new) in enumerate(zip(state.splits, splits, strict=True)) if old != new}
         calibrated = {c: made for c, made in state.calibrated.items() if c not in recut}
         clustered = replace(
-            state, splits=splits, clustered_round=state.round_index, clustered=known, calibrated=calibrated
+            state, splits=splits, clustered_round=state.round_index, clustered=own, calibrated=calibrated
         )
         return _moved(clustered, edges)
 
@@ -440,6 +445,14 @@ def _calibrated(state: ElsaState, results: RoundResults, timeline: Timeline) -> 
         if key in arrived and holds:
             rounds[key.client] = key.round_index
     return rounds
+
+
+def _away_since(state: ElsaState, timeline: Timeline) -> dict[int, int]:
+    """Return who is away at a round's end, with the round at whose end it was missed first."""
+    if timeline.present is None:
+        return {}
+    away = np.flatnonzero(~timeline.present).tolist()
+    return {client: state.away_since.get(client, state.round_index) for client in away}
 
 
 def _held_after(state: ElsaState, timeline: Timeline) -> tuple[frozenset[int], ...]:

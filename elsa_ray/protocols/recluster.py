@@ -42,24 +42,45 @@ class Known(Protocol):
 
     @property
     def clustered(self) -> frozenset[int]:
-        """Clients known then."""
+        """Clients that were members then."""
+
+    @property
+    def away_since(self) -> Mapping[int, int]:
+        """The round at whose end a client was missed first, of those that were away at the end of each since."""
 
 
-def is_due(config: ClusteringConfig, num_clients: int, state: Known, known: frozenset[int]) -> bool:
-    """Return whether clients are clustered now: first as soon as any is known, then every so many rounds.
+def members(config: ClusteringConfig, state: Known) -> frozenset[int]:
+    """Return the clients that clusters are made of: whose behaviour is known, and that have not left.
 
-    It comes earlier where more than the share ``moved`` of all clients has become known since the last. Who is known
-    once stays so: the cloud keeps the newest fingerprint of a client that is away.
+    Who was away at the end of ``every`` rounds on end has left, and joins again when it comes back.
     """
-    if not known:
+    left = {client for client, since in state.away_since.items() if state.round_index - since >= config.every}
+    return frozenset(state.fingerprints) - left
+
+
+def is_due(config: ClusteringConfig, num_clients: int, state: Known, own: frozenset[int]) -> bool:
+    """Return whether clients are clustered now: first as soon as there is a member, then every so many rounds.
+
+    It comes earlier where more than the share ``moved`` of all clients has joined or left since the last.
+
+    Args:
+        config: how often.
+        num_clients: of all.
+        state: what is known.
+        own: the members now.
+    """
+    if not own:
         return False
     if state.clustered_round is None or state.round_index - state.clustered_round >= config.every:
         return True
-    return len(known - state.clustered) > config.moved * num_clients
+    return len(own ^ state.clustered) > config.moved * num_clients
 
 
 def new_edges(setting: Setting, config: ClusteringConfig, state: Known, latency_NK: Floats) -> tuple[int, ...]:
-    """Return the node of each client's edge, PARKED for a client that no free edge serves in time."""
+    """Return the node of each client's edge, PARKED for a client that no free edge serves in time.
+
+    Who is no member keeps a place by latency alone.
+    """
     clusters = _clusters(setting, config, state, latency_NK)
     edges = clusters.edge_of_client_N
     nodes = np.where(edges == PARKED, PARKED, setting.network.edges[edges])
@@ -69,7 +90,8 @@ def new_edges(setting: Setting, config: ClusteringConfig, state: Known, latency_
 def _clusters(setting: Setting, config: ClusteringConfig, state: Known, latency_NK: Floats) -> Clusters:
     num_clients = setting.num_clients
     trust_N = np.array([state.trust.get(client, TrustState()).score for client in range(num_clients)])
-    capacity, rows = setting.config.world.edges.capacity, state.fingerprints
+    capacity = setting.config.world.edges.capacity
+    rows = {client: state.fingerprints[client] for client in sorted(members(config, state))}
     if config.form == "exact":
         width = setting.shape.hidden_size
         states = [rows[c].reshape(-1, width).astype(np.float64) if c in rows else None for c in range(num_clients)]

@@ -51,6 +51,7 @@ class Timeline:
         paths: the ways of the activities.
         lost_nodes: edges that have crashed before their part of this round was with the cloud.
         down_nodes: edges that are down at the end.
+        present: clients [N] that are there at the end; None where all always are.
     """
 
     begin_seconds: float
@@ -72,6 +73,7 @@ class Timeline:
     paths: Paths
     lost_nodes: frozenset[int] = frozenset()
     down_nodes: tuple[int, ...] = ()
+    present: Bools | None = None
 
     def work_row(self, key: WorkKey) -> int:
         """Return the row of a work item."""

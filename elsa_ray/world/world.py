@@ -106,7 +106,7 @@ class World:
         incidents = self._at_start(plan, state, slowdown)
         if len(incidents.rows):
             timeline = replace(timeline, incidents=incidents.followed_by(timeline.incidents))
-        return replace(timeline, down_nodes=after.down_nodes), after
+        return replace(timeline, down_nodes=after.down_nodes, present=after.present), after
 
     def wait(self, state: WorldState, round_index: int) -> WorldState | None:
         """Return the state when the next client or edge comes that is missing; None where none will.

@@ -282,3 +282,28 @@ class TestWhen:
         run = Untrained(make(dataset, {"every": 9, "moved": 0.2}))
         assert self.rounds_of_clustering(run, known) == [0, 3, 5]
         assert run.state.clustered == set(range(8))
+
+    def test_earlier_when_many_have_left_or_come_back(self, dataset: dict[str, str], tmp_path: Path) -> None:
+        """Three of nine go in the first round, and have left once they were missed at the end of four rounds on end."""
+        rows, trace = planted_rows(groups(0), DIMENSIONS), tmp_path / "there.csv"
+
+        def run_with(back_seconds: float) -> tuple[Untrained, list[int], list[float]]:
+            there = [(client, 0.0, 1e9) for client in range(6)]
+            there += [(client, *span) for client in (6, 7, 8) for span in ((0.0, 1e-3), (back_seconds, 1e9))]
+            lines = [",".join(map(str, own)) for own in there]
+            trace.write_text("\n".join(["client,start_seconds,end_seconds", *lines]))
+            world = {"availability": {"kind": "trace", "file": str(trace)}}
+            run, ends, members = Untrained(make(dataset, {"every": 4, "moved": 0.2}, world=world)), [], []
+            for _ in range(7):
+                run.round(rows)
+                ends.append(run.state.simulated_seconds)
+                members.append(len(run.state.clustered))
+            return run, members, ends
+
+        run, members, ends = run_with(back_seconds=1e8)
+        assert members == [9, 9, 9, 6, 6, 6, 6]
+        assert run.state.away_since == {6: 0, 7: 0, 8: 0}
+        assert PARKED not in run.state.edge_of_client, "places are kept for them"
+        run, members, _ = run_with(back_seconds=(ends[4] + ends[5]) / 2)
+        assert members == [9, 9, 9, 6, 6, 9, 9]
+        assert not run.state.away_since and run.state.clustered_round == 6
