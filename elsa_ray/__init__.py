@@ -12,13 +12,13 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "InputError": "elsa_ray.config.errors",
-    "Run": "elsa_ray.api",
+    "Run": "elsa_ray.recording",
     "StorageError": "elsa_ray.records.storage",
     "WorkerError": "elsa_ray.runtime.failure",
     "compare": "elsa_ray.api",
     "network": "elsa_ray",
     "plan": "elsa_ray.api",
-    "resume": "elsa_ray.api",
+    "resume": "elsa_ray.resuming",
     "run": "elsa_ray.api",
 }
 __all__ = ["InputError", "Run", "StorageError", "WorkerError", "compare", "network", "plan", "resume", "run"]

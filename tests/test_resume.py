@@ -14,8 +14,8 @@ from typing import Any
 import pyarrow.parquet
 import pytest
 
-from elsa_ray import api
-from elsa_ray.api import resume, run
+from elsa_ray import recording, resuming
+from elsa_ray.api import Run, resume, run
 from elsa_ray.cli import run_command
 from elsa_ray.config.errors import InputError
 from elsa_ray.config.load import make_config
@@ -158,7 +158,7 @@ def dying_write() -> Callable[[Checkpoints, Checkpoint], None]:
     return write_and_die
 
 
-def guard(name: str, whole: api.Run) -> None:
+def guard(name: str, whole: Run) -> None:
     """Check that the run has the states that the comparison is about."""
     summary = whole.summary
     lines = [json.loads(line) for line in (whole.folder / "rounds.jsonl").read_text().splitlines()]
@@ -178,7 +178,7 @@ def planned(dataset: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -
     config = config_of(data, RUNS["late work"], "runtime.executor=none", "runtime.keep_checkpoints=3")
     run(config, out=folder / "whole")
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KilledError):
-        patch.setattr(api, "rounds", rounds_until(3, KilledError()))
+        patch.setattr(recording, "rounds", rounds_until(3, KilledError()))
         run(config, out=folder / "killed")
     return folder / "whole", folder / "killed"
 
@@ -186,7 +186,13 @@ def planned(dataset: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -
 @pytest.fixture
 def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its drawings take most of a small run's time."""
-    monkeypatch.setattr(api, "write_report", lambda folder: (folder / "report.html").touch())
+    replace_report(monkeypatch, lambda folder: (folder / "report.html").touch())
+
+
+def replace_report(monkeypatch: pytest.MonkeyPatch, write: Callable[[Path], object]) -> None:
+    """Let runs and resumptions write their report in another way."""
+    for module in (recording, resuming):
+        monkeypatch.setattr(module, "write_report", write)
 
 
 @pytest.fixture
@@ -247,14 +253,14 @@ def test_the_report_of_an_interruption_is_not_that_of_the_end(
 ) -> None:
     """The run is interrupted, goes on, and is killed between its summary and its report."""
     out = tmp_path / "run"
-    monkeypatch.setattr(api, "write_report", lambda folder: (folder / "report.html").write_text("of the interruption"))
+    replace_report(monkeypatch, lambda folder: (folder / "report.html").write_text("of the interruption"))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(api, "rounds", rounds_until(2, KeyboardInterrupt()))
+        patch.setattr(recording, "rounds", rounds_until(2, KeyboardInterrupt()))
         run(planned[0] / "config.yaml", out=out)
     with monkeypatch.context() as patch, pytest.raises(KilledError):
-        patch.setattr(api, "write_report", raise_killed)
+        replace_report(patch, raise_killed)
         resume(out)
-    monkeypatch.setattr(api, "write_report", lambda folder: (folder / "report.html").write_text("of the end"))
+    replace_report(monkeypatch, lambda folder: (folder / "report.html").write_text("of the end"))
     assert run_command(["run", "--resume", str(out)]) == 0
     assert "its report was not there, and is made" in capsys.readouterr().out
     assert (out / "report.html").read_text() == "of the end"
@@ -277,12 +283,12 @@ def test_who_stops_a_run_is_told_how_to_go_on(
 ) -> None:
     out = tmp_path / "a folder"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(api, "rounds", rounds_until(2, error))
+        patch.setattr(recording, "rounds", rounds_until(2, error))
         assert run_command(["run", str(planned[0] / "config.yaml"), "--out", str(out)]) == code
     assert f"to go on: elsa-ray run --resume '{out}'\n" in capsys.readouterr().out
     assert json.loads((out / "summary.json").read_text())["rounds_completed"] == 2
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(api, "rounds", rounds_until(0, error))
+        patch.setattr(recording, "rounds", rounds_until(0, error))
         assert run_command(["run", "--resume", str(out)]) == code
     assert_same_plan_so_far(planned[0], out, 2)
     assert run_command(["run", "--resume", str(out)]) == 0
@@ -331,7 +337,7 @@ def test_a_damaged_checkpoint_does_not_count_among_those_to_keep(
     """The run is killed again before it has written another one."""
     DAMAGES["no tensors"](killed)
     with monkeypatch.context() as patch, pytest.raises(KilledError):
-        patch.setattr(api, "rounds", rounds_until(0, KilledError()))
+        patch.setattr(recording, "rounds", rounds_until(0, KilledError()))
         resume(killed, overrides=["runtime.keep_checkpoints=1"])
     assert [path.name for path in (killed / "checkpoints").glob("0*")] == ["000002.json", "000002.safetensors"]
     resume(killed, overrides=["runtime.keep_checkpoints=3"])
@@ -408,7 +414,7 @@ def test_what_is_refused_is_told_in_one_line(
         config = config_of({**dataset, "train": str(own)}, RUNS["late work"], "runtime.executor=none")
         shutil.rmtree(killed)
         with pytest.MonkeyPatch.context() as patch, pytest.raises(KilledError):
-            patch.setattr(api, "rounds", rounds_until(1, KilledError()))
+            patch.setattr(recording, "rounds", rounds_until(1, KilledError()))
             run(config, out=killed)
     change(killed)
     before = {path: path.read_bytes() for path in killed.rglob("*") if path.is_file()}

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 from pyarrow import fs
 
-from elsa_ray import api
+from elsa_ray import recording
 from elsa_ray.api import resume, run
 from elsa_ray.cli import run_command
 from elsa_ray.config.errors import InputError
 from elsa_ray.records import storage as storage_module
 from elsa_ray.records.storage import Storage, StorageError
 from tests.helpers import write_texts
-from tests.test_resume import RUNS, KilledError, assert_same_plan, config_of, rounds_until
+from tests.test_resume import RUNS, KilledError, assert_same_plan, config_of, replace_report, rounds_until
 
 CHANGES = ("create_dir", "delete_file", "move", "open_output_stream")
 
@@ -75,14 +75,14 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.fixture(autouse=True)
 def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its drawings take most of a small run's time."""
-    monkeypatch.setattr(api, "write_report", lambda folder: (folder / "report.html").touch())
+    replace_report(monkeypatch, lambda folder: (folder / "report.html").touch())
 
 
 @pytest.fixture(scope="module")
 def whole(config: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nobody disturbed, in its folder only."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(api, "write_report", lambda folder: (folder / "report.html").touch())
+        replace_report(patch, lambda folder: (folder / "report.html").touch())
         return run(config, out=tmp_path_factory.mktemp("whole") / "run").folder
 
 
@@ -117,7 +117,7 @@ def test_another_machine_goes_on_from_a_shared_disk(
     uri, shared = f"file://{tmp_path}/shared/run", tmp_path / "shared" / "run"
     for num_rounds in (2, 2):
         with monkeypatch.context() as patch, pytest.raises(KilledError):
-            patch.setattr(api, "rounds", rounds_until(num_rounds, KilledError()))
+            patch.setattr(recording, "rounds", rounds_until(num_rounds, KilledError()))
             resume(uri) if shared.exists() else run(config, out=uri)
         shutil.rmtree(machine / "runs")
     assert [path.stem for path in sorted((shared / "checkpoints").glob("*.json"))] == ["000003", "000004"]
@@ -222,16 +222,16 @@ def test_of_two_that_go_on_with_a_run_the_earlier_one_ends(
     config: Any, whole: Path, machine: Path, tmp_path: Path, files: Unreliable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The earlier one was thought to be lost, and comes back when the later one has finished."""
-    loop = api.rounds
+    loop = recording.rounds
 
     def rounds_and_pause(*arguments: Any) -> Any:
         for number, round_ in enumerate(loop(*arguments)):
             if number == 2:
-                monkeypatch.setattr(api, "rounds", loop)
+                monkeypatch.setattr(recording, "rounds", loop)
                 resume("store://run")
             yield round_
 
-    monkeypatch.setattr(api, "rounds", rounds_and_pause)
+    monkeypatch.setattr(recording, "rounds", rounds_and_pause)
     with pytest.raises(StorageError, match=r"store://run: another process goes on with this run; what was computed"):
         run(config, out="store://run")
     assert_same_plan(whole, tmp_path / "store" / "run")
@@ -243,11 +243,11 @@ def test_who_was_left_behind_does_not_undo_what_another_has_done(
 ) -> None:
     """A machine is lost after two rounds, another one goes on, and the first comes back and wants to go on, too."""
     with monkeypatch.context() as patch, pytest.raises(KilledError):
-        patch.setattr(api, "rounds", rounds_until(2, KilledError()))
+        patch.setattr(recording, "rounds", rounds_until(2, KilledError()))
         run(config, out="store://run")
     left = only_run(machine)
     with monkeypatch.context() as patch, pytest.raises(KilledError):
-        patch.setattr(api, "rounds", rounds_until(1, KilledError()))
+        patch.setattr(recording, "rounds", rounds_until(1, KilledError()))
         resume("store://run")
     later = "allowed: the later one: elsa-ray run --resume store://run"
     with pytest.raises(InputError, match=f"found a run after round 2, of which its storage has round 3; {later}"):

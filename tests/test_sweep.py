@@ -21,7 +21,7 @@ import yaml
 from rich.console import Console
 
 import elsa_ray
-from elsa_ray import api
+from elsa_ray import recording
 from elsa_ray import sweep as sweep_module
 from elsa_ray.cli import run_command
 from elsa_ray.config.errors import InputError
@@ -207,7 +207,7 @@ def run_half(grid: Path, out: Path, num_rounds: int, monkeypatch: pytest.MonkeyP
     folder = SweepFolder(out).folder(cell)
     folder.parent.mkdir(parents=True)
     with monkeypatch.context() as patch, pytest.raises(KilledError):
-        patch.setattr(api, "rounds", rounds_until(num_rounds, KilledError()))
+        patch.setattr(recording, "rounds", rounds_until(num_rounds, KilledError()))
         elsa_ray.run(cell.config, out=folder)
     return folder
 

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from elsa_ray import api
+from elsa_ray import api, recording, resuming
 from elsa_ray.config.errors import InputError
 from elsa_ray.records.json_text import write_whole
 
@@ -90,7 +90,7 @@ def run_trial(config: str, out: Path, address: str | None, moments: list[int]) -
 def main() -> None:
     torch.set_num_threads(1)
     # Its drawings take most of a small run's time.
-    api.write_report = lambda run: write_whole(run / "report.html", "")
+    recording.write_report = resuming.write_report = lambda run: write_whole(run / "report.html", "")
     for line in sys.stdin:
         trial = json.loads(line)
         ends = run_trial(trial["config"], Path(trial["out"]), trial["address"], trial["moments"])
