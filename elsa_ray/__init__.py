@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "InputError": "elsa_ray.config.errors",
     "Run": "elsa_ray.recording",
-    "StorageError": "elsa_ray.records.storage",
+    "StorageError": "elsa_ray.records.mirror",
     "WorkerError": "elsa_ray.runtime.failure",
     "compare": "elsa_ray.api",
     "network": "elsa_ray",

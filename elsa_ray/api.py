@@ -15,8 +15,10 @@ from elsa_ray.prepare import prepare
 from elsa_ray.recording import Recorder, Run
 from elsa_ray.records.compare import compare_runs
 from elsa_ray.records.folder import RunFolder, kept_for_one
+from elsa_ray.records.mirror import Mirror
 from elsa_ray.records.progress import print_start
-from elsa_ray.records.storage import Mirror, Storage, is_uri
+from elsa_ray.records.storage import Storage
+from elsa_ray.records.uri import is_uri
 from elsa_ray.resuming import resume
 from elsa_ray.runtime.executor import NoExecutor
 from elsa_ray.runtime.provenance import provenance_of

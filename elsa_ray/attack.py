@@ -37,7 +37,7 @@ from elsa_ray.privacy.tap import TappedExecutor
 from elsa_ray.records.folder import CONFIG, empty_folder, new_default_folder
 from elsa_ray.records.human import codec_name, data_name, human_share
 from elsa_ray.records.json_text import json_text, write_whole
-from elsa_ray.records.storage import refuse_uri
+from elsa_ray.records.uri import refuse_uri
 from elsa_ray.runtime.hardware import describe_hardware
 
 ATTACKS_JSON, ATTACKS_MD = "attacks.json", "attacks.md"

@@ -66,6 +66,7 @@ def run(
     config only runtime can be changed, with --set.
     """
     from elsa_ray import api
+    from elsa_ray.records.uri import StorageUri
 
     if resume is not None:
         given = {"CONFIG": config is not None, "--out": out is not None, "--dry-run": dry_run}
@@ -77,7 +78,8 @@ def run(
         raise InputError("CONFIG", "nothing", "an experiment's YAML file, or --resume RUN")
     elif dry_run:
         if out is not None:
-            raise InputError("--out", f"{out} together with --dry-run", "one of both: a dry run writes nothing")
+            shown = StorageUri(out).shown
+            raise InputError("--out", f"{shown} together with --dry-run", "one of both: a dry run writes nothing")
         if profile:
             raise InputError("--profile", "it together with --dry-run", "one of both: a dry run trains nothing")
         api.dry_run(config, overrides=set_ or (), address=address, console=Console())
@@ -359,7 +361,7 @@ def _one_line(error: Any) -> str:
 
 def _failed(error: Exception) -> int:
     """Say what failed; a worker's own traceback helps to find out why, ours does not."""
-    from elsa_ray.records.storage import StorageError
+    from elsa_ray.records.mirror import StorageError
     from elsa_ray.runtime.failure import WorkerError
 
     if isinstance(error, StorageError):

@@ -12,17 +12,18 @@ from typing import Any
 
 from rich.console import Console
 
+from elsa_ray.config.errors import InputError
 from elsa_ray.experiment import rounds
 from elsa_ray.model.adapters import Adapters
 from elsa_ray.prepare import Prepared
 from elsa_ray.records.adapter import export_adapter
 from elsa_ray.records.folder import RunFolder, forget_parts
 from elsa_ray.records.log import logged_to
+from elsa_ray.records.mirror import Mirror, StorageError
 from elsa_ray.records.profile import Profile, profile_table, write_profile
 from elsa_ray.records.progress import RunProgress, print_start, print_summary, print_table
 from elsa_ray.records.report import write_report
 from elsa_ray.records.round import Round
-from elsa_ray.records.storage import Mirror, StorageError
 from elsa_ray.records.summary import make_summary
 from elsa_ray.runtime.checkpoints import Checkpoint, Checkpoints, checkpoint_numbers
 from elsa_ray.runtime.fingerprint import NumericFingerprint, describe_workers, differences
@@ -30,6 +31,7 @@ from elsa_ray.runtime.hardware import describe_hardware
 from elsa_ray.runtime.provenance import Provenance
 from elsa_ray.signals import uninterrupted
 from elsa_ray.starting import started_executor
+from elsa_ray.world.timeline import WorldState
 
 _LOGGER = logging.getLogger("elsa_ray")
 
@@ -51,6 +53,9 @@ class Run:
 
 class Recorder:
     """Runs the loop and writes down each round, whatever ends it.
+
+    A new run is kept before anything is loaded: as a checkpoint after no round, without adapters, which are loaded or
+    made from the seed.
 
     Args:
         prepared: the run's parts.
@@ -80,6 +85,8 @@ class Recorder:
         self._prepared, self._folder, self._console, self._before = prepared, folder, console, before
         self._mirror = mirror
         self._state = before.protocol if before is not None else prepared.protocol.start(None)
+        self._world_state = before.world if before is not None else prepared.world.start()
+        self._rounds_before = self._state.round_index
         self._checkpoints = Checkpoints(
             folder.path,
             prepared.config.runtime.keep_checkpoints,
@@ -100,7 +107,7 @@ class Recorder:
     def _record(self, address: str | None) -> Run:
         print_start(self._prepared.setting, self._console)
         if self._before is not None:
-            text = f"going on after round {self._state.round_index}"
+            text = f"going on after round {self._rounds_before}" if self._rounds_before else "going on from the start"
             self._console.print(text)
             _LOGGER.info(text)
         try:
@@ -109,23 +116,27 @@ class Recorder:
         except KeyboardInterrupt:
             _LOGGER.warning("interrupted")
             self._keep_what_is_finished("interrupted")
+            self._tell_how_to_go_on()
             raise
         except Exception as error:
             _LOGGER.exception("failed: %s", error)
             self._keep_what_is_finished("failed")
+            if self._state.round_index > self._rounds_before or not isinstance(error, InputError):
+                self._tell_how_to_go_on()
             raise
         return self._conclude(None)
 
     def _loop(self, address: str | None, progress: RunProgress) -> None:
+        if self._before is None:
+            with uninterrupted():
+                self._keep(self._world_state)
+            self._mirror.catch_up()
         with started_executor(self._prepared, address, progress) as (executor, adapters):
             self._fingerprints = executor.fingerprints()
-            world_state = None
-            if self._before is None:
+            if not self._rounds_before:
                 self._state = self._prepared.protocol.start(adapters)
-            else:
-                world_state = self._before.world
             executor.take_wall_seconds()  # of the start, in which workers that are there wait for others
-            for finished in rounds(self._prepared, self._state, executor, world_state):
+            for finished in rounds(self._prepared, self._state, executor, self._world_state):
                 with uninterrupted():
                     self._write(finished)
                 self._mirror.catch_up()
@@ -144,6 +155,8 @@ class Recorder:
         except Exception as error:
             _LOGGER.exception("while concluding: %s", error)
             self._console.print(f"the records are incomplete: {error}", markup=False, highlight=False)
+
+    def _tell_how_to_go_on(self) -> None:
         if checkpoint_numbers(self._folder.path):
             text = f"to go on: elsa-ray run --resume {shlex.quote(str(self._folder.path))}"
             self._console.print(text, soft_wrap=True, markup=False, highlight=False)
@@ -152,8 +165,11 @@ class Recorder:
         """Record a round, and write the checkpoint after it."""
         self._folder.write_round(finished, self._prepared.setting)
         self._state = finished.state
-        records = self._folder.state()
-        self._checkpoints.write(Checkpoint(finished.state, finished.world_state, records, self._wall_seconds()))
+        self._keep(finished.world_state)
+
+    def _keep(self, world_state: WorldState) -> None:
+        """Write the checkpoint after all rounds so far."""
+        self._checkpoints.write(Checkpoint(self._state, world_state, self._folder.state(), self._wall_seconds()))
 
     def _wall_seconds(self) -> float:
         """Return the host's time for the run so far, that of the parts before an interruption included."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,11 @@ from elsa_ray.records.folder import (
     kept_for_one,
     new_default_folder,
 )
+from elsa_ray.records.mirror import Mirror, remembered_storage
 from elsa_ray.records.reading import EARLY_ENDS, RunRecord, read_run
 from elsa_ray.records.report import write_report
-from elsa_ray.records.storage import Mirror, Storage, is_uri, remembered_storage
+from elsa_ray.records.storage import Storage
+from elsa_ray.records.uri import is_uri
 from elsa_ray.runtime.checkpoints import (
     Checkpoint,
     StoredCheckpoint,
@@ -50,9 +53,10 @@ def resume(
 ) -> Run:
     """Go on with a run that was interrupted, has failed or was killed, from its last checkpoint.
 
-    Its records and adapters become those that it would have had without the interruption, wall-clock figures excepted.
-    Of a run that has finished, its summary is returned, without adapters; nothing is computed, but what a kill has left
-    undone after the last round is done: its report, its copy on storage.
+    Before the first round has ended that is the start. Its records and adapters become those that it would have had
+    without the interruption, wall-clock figures excepted. Of a run that has finished, its summary is returned, without
+    adapters; nothing is computed, but what a kill has left undone after the last round is done: its report, its copy on
+    storage.
 
     Args:
         run: its folder, or the URI that it was copied to: then it is copied into a new folder under ``runs/`` first.
@@ -72,14 +76,39 @@ def resume(
     if not is_uri(run):
         return _resume(Path(run), overrides, address, remembered_storage(Path(run)), console, profile)
     storage = Storage.at(str(run), "--resume")
+    with _fetched(storage, console) as folder:
+        return _resume(folder, overrides, address, storage, console, profile)
+
+
+@contextmanager
+def _fetched(storage: Storage, console: Console) -> Iterator[Path]:
+    """Copy a run from its storage into a new folder, which goes again where the block ends before it is of any use.
+
+    That is where the run was refused, or the copy broken off, and nothing is in the folder that is not on the storage.
+    """
     folder = new_default_folder(storage.name)
+    fetched: list[int] = []
     try:
         with console.status(f"copying {storage.uri}"):
             storage.fetch(folder)
-    except InputError:
-        shutil.rmtree(folder)
+        fetched = checkpoint_numbers(folder)
+        yield folder
+    except BaseException as error:
+        is_refused = isinstance(error, InputError) and checkpoint_numbers(folder)[:1] <= fetched[:1]
+        if (storage.is_owned and not is_refused) or not storage.has_all(folder):
+            raise
+        shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, InputError):
+            raise _named_by(storage, folder, error) from None
         raise
-    return _resume(folder, overrides, address, storage, console, profile)
+
+
+def _named_by(storage: Storage, folder: Path, error: InputError) -> InputError:
+    """Return an error about a folder that is no more as one about the storage that it was copied from."""
+    where, found, allowed = (
+        text.replace(str(folder), storage.uri) for text in (error.where, str(error.found), error.allowed)
+    )
+    return InputError(where, found, allowed, nearest=error.nearest)
 
 
 def _resume(
@@ -184,5 +213,5 @@ def _last_checkpoint(run: Path, console: Console) -> StoredCheckpoint:
             reason = str(error)
         text = f"the checkpoint after {number} rounds cannot be used ({reason})"
         console.print(text, soft_wrap=True, markup=False, highlight=False)
-    allowed = f"a run that has finished a round; to start anew: elsa-ray run {run / CONFIG}"
+    allowed = f"a run with a checkpoint that is whole; to start anew: elsa-ray run with {run / CONFIG}"
     raise InputError(str(run), "no checkpoint that can be used", allowed)

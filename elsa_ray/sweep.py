@@ -22,10 +22,10 @@ from rich.console import Console
 from elsa_ray.config.errors import InputError, unknown_name
 from elsa_ray.config.sweep import Cell, Grid, load_grid, row_error
 from elsa_ray.prepare import prepare
-from elsa_ray.records.storage import refuse_uri
 from elsa_ray.records.sweep_folder import RESULTS_MD, SweepFolder
 from elsa_ray.records.sweep_progress import SweepProgress, figures_text, print_cells
 from elsa_ray.records.sweep_table import CellRecord, check_metrics
+from elsa_ray.records.uri import refuse_uri
 from elsa_ray.resuming import can_go_on, has_changed
 
 _POLL_SECONDS = 0.05

@@ -66,6 +66,9 @@ class RunFolder:
         self.path = path
         self.totals = Totals()
         self._resumable = resumable
+        if resumable:
+            # Storage has no empty folders: a copy of a run without a finished round lacks it.
+            (path / PARTS).mkdir(parents=True, exist_ok=True)
         self._before = before or RecordsState()
         self._clock: WorkClock | None = None
         self._pending: pa.Table | None = None
@@ -87,10 +90,7 @@ class RunFolder:
         """
         folder = new_default_folder(config.name) if path is None else empty_folder(Path(path))
         write_whole(folder / CONFIG, dump_config(config))
-        resumable = config.runtime.keep_checkpoints > 0
-        if resumable:
-            (folder / PARTS).mkdir(parents=True)
-        return cls(folder.resolve(), resumable=resumable)
+        return cls(folder.resolve(), resumable=config.runtime.keep_checkpoints > 0)
 
     @classmethod
     def reopen(cls, path: Path, config: ExperimentConfig, num_rounds: int, before: RecordsState) -> RunFolder:
@@ -204,6 +204,11 @@ def kept_for_one(path: Path) -> Iterator[None]:
     (path / _LOCK).parent.mkdir(exist_ok=True)
     with locked(path / _LOCK, InputError(str(path), "a run that is still at work", "one that was interrupted")):
         yield
+
+
+def was_written_into(path: Path) -> bool:
+    """Whether a process has written a run into a folder itself, and may do so now: a copy of a run has no lock."""
+    return (path / _LOCK).exists()
 
 
 def _written(pieces: Iterator[pa.Table], writer: pyarrow.parquet.ParquetWriter) -> Iterator[pa.Table]:

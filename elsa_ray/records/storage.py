@@ -15,35 +15,26 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
 
 import pyarrow as pa
 from pyarrow import fs
-from rich.console import Console
 
 from elsa_ray.config.errors import InputError
-from elsa_ray.records.folder import CONFIG, EVENTS, SUMMARY, TRANSFERS
-from elsa_ray.records.json_text import write_whole
+from elsa_ray.records.folder import CONFIG, SUMMARY, was_written_into
+from elsa_ray.records.json_text import written_whole
 from elsa_ray.records.reading import EARLY_ENDS
+from elsa_ray.records.uri import StorageUri
 
-OPEN_TABLES = (TRANSFERS, EVENTS)
-"""Files of a run that are not whole before it ends."""
-_REMEMBERED = "checkpoints/.storage"
 _OWNER = ".owner"
 _ALLOWED = "a folder that can be reached, as file:///…, s3://…, gs://… or abfs://…"
+_ALLOWED_RUN = "a run, as elsa-ray run --out leaves it"
 _BLOCK_BYTES = 1 << 22
-_WAITS_SECONDS = (1.0, 2.0, 4.0)
-"""Before each further try, where a storage fails."""
-_ERRORS = (OSError, pa.ArrowException)
+STORAGE_ERRORS = (OSError, pa.ArrowException)
+"""What a file system raises that fails."""
 _LOGGER = logging.getLogger("elsa_ray")
-_T = TypeVar("_T")
 
 
-class StorageError(Exception):
-    """What a run has written is not, or not all, on its storage; the message says where it is."""
-
-
-class _TakenOverError(Exception):
+class TakenOverError(Exception):
     """Another process writes to the storage."""
 
 
@@ -51,18 +42,22 @@ class Storage:
     """A folder on a file system that pyarrow knows, of which at most one process at a time is the owner.
 
     Args:
-        uri: what it is called.
+        uri: what it is called, credentials included.
         files: the file system.
         path: of the folder in it.
 
     Attributes:
-        uri: see above.
+        uri: as people may see it.
+        bare_uri: without credentials.
         name: the last part of the path.
+        is_owned: whether this process has become the owner.
     """
 
     def __init__(self, uri: str, files: fs.FileSystem, path: str) -> None:
-        self.uri = uri
+        self._uri = StorageUri(uri)
+        self.uri, self.bare_uri = self._uri.shown, self._uri.bare
         self.name = PurePosixPath(path).name
+        self.is_owned = False
         self._files, self._path = files, path.rstrip("/")
         # What an object store shows is whole; on a disk a file must be given its name when it is.
         self._shows_parts = isinstance(files, fs.LocalFileSystem)
@@ -75,16 +70,17 @@ class Storage:
         """Return the storage at a URI, such as ``s3://bucket/runs/one``.
 
         Args:
-            uri: of a folder; it need not be there.
+            uri: of a folder; it need not be there. Credentials in it are for the file system only.
             where: the option that names it.
 
         Raises:
             InputError: pyarrow knows no such file system, or the URI names no folder.
         """
-        with _told_as_input(where, uri):
+        named = StorageUri(uri)
+        with _told_as_input(where, named):
             files, path = fs.FileSystem.from_uri(uri)
         if not PurePosixPath(path).name:
-            raise InputError(where, f"{uri}, which names no folder", _ALLOWED)
+            raise InputError(where, f"{named.shown}, which names no folder", _ALLOWED)
         return cls(uri, files, path)
 
     def claim(self) -> None:
@@ -94,29 +90,30 @@ class Storage:
             InputError: there is something in it, or it cannot be written to.
         """
         allowed = "a new or an empty folder"
-        with _told_as_input("--out", self.uri):
+        with _told_as_input("--out", self._uri):
             found = self._files.get_file_info(self._path)
             if found.type == fs.FileType.File:
                 raise InputError("--out", f"{self.uri}, a file", allowed)
             if found.type == fs.FileType.Directory and self._files.get_file_info(fs.FileSelector(self._path)):
                 raise InputError("--out", f"{self.uri}, which is not empty", allowed)
             self._files.create_dir(self._path, recursive=True)
-            self._put(_OWNER, self._token.encode())
+            self._become_owner()
 
     def fetch(self, folder: Path) -> None:
         """Copy what is there into a local folder.
 
         Raises:
-            InputError: there is no run, or it cannot be read.
+            InputError: there is no run, it cannot be read, or it was not copied there, but written.
         """
-        with _told_as_input("--resume", self.uri):
+        with _told_as_input("--resume", self._uri):
+            self._refuse_run_folder()
             names = self._list()
             if CONFIG not in names:
-                raise InputError("--resume", f"{self.uri}, without {CONFIG}", "a run, as elsa-ray run --out leaves it")
+                raise InputError("--resume", f"{self.uri}, without {CONFIG}", _ALLOWED_RUN)
             for name in names:
                 target = folder / name
                 target.parent.mkdir(parents=True, exist_ok=True)
-                with self._files.open_input_stream(f"{self._path}/{name}") as reader, target.open("wb") as writer:
+                with self._files.open_input_stream(f"{self._path}/{name}") as reader, written_whole(target) as writer:
                     shutil.copyfileobj(reader, writer, _BLOCK_BYTES)
                 self._there[name] = _state(target)
 
@@ -127,21 +124,23 @@ class Storage:
             folder: the run's, which is to be copied.
 
         Raises:
-            InputError: another process has gone on with the run further than the folder has, or the storage cannot be
-                read or written to.
+            InputError: another process has gone on with the run further than the folder has, a run was written there
+                and not copied, or the storage cannot be read or written to.
         """
-        with _told_as_input("--resume", self.uri):
+        with _told_as_input("--resume", self._uri):
+            self._refuse_run_folder()
             self._files.create_dir(self._path, recursive=True)
             names = self._list()
             self._check_not_ahead(folder, names)
-            self._put(_OWNER, self._token.encode())
+            self._become_owner()
             self._there = dict.fromkeys(names) | self._there
 
     def copy(self, folder: Path, leave_out: Collection[str], waits_seconds: Collection[float]) -> None:
         """Copy what is in a local folder and not there, and remove what is there and not in the folder.
 
         What makes a checkpoint whole is copied after what it rests on, the summary last, and only then is anything
-        removed: a copy that is broken off leaves a run that can be gone on with.
+        removed: a copy that is broken off leaves a run that can be gone on with. Before each file it is asked who the
+        owner is: no storage locks, so another process can become it in the time that one file takes, but not unseen.
 
         Args:
             folder: the run's.
@@ -150,23 +149,53 @@ class Storage:
 
         Raises:
             OSError: the storage fails; or an error of pyarrow.
-            _TakenOverError: another process has become the owner.
+            TakenOverError: another process has become the owner.
         """
-        if _tried(lambda: self._read(_OWNER), waits_seconds) != self._token.encode():
-            raise _TakenOverError
-        paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-        names = {name for name in paths if not _is_hidden(name)}
-        for name in sorted(names.difference(leave_out), key=_rank):
+        paths = _files_to_copy(folder)
+        for name in sorted(paths.keys() - leave_out, key=_rank):
             state = _state(paths[name])
             if self._there.get(name) != state:
-                _tried(partial(self._put, name, paths[name]), waits_seconds)
+                self._change(partial(self._put, name, paths[name]), waits_seconds)
                 self._there[name] = state
-        gone = sorted(self._there.keys() - names)
+        gone = sorted(self._there.keys() - paths.keys())
         for name in gone:
-            _tried(partial(self._delete, name), waits_seconds)
+            self._change(partial(self._delete, name), waits_seconds)
             del self._there[name]
         if self._shows_parts:
             self._remove_empty({str(PurePosixPath(name).parent) for name in gone})
+
+    def has_all(self, folder: Path) -> bool:
+        """Whether each file of a local folder is there as it is here, but for those that are never copied."""
+        return all(self._there.get(name) == _state(path) for name, path in _files_to_copy(folder).items())
+
+    def reason(self, error: Exception) -> str:
+        """Return what went wrong, as people may see it."""
+        return _reason(error, self._uri)
+
+    def _become_owner(self) -> None:
+        self._put(_OWNER, self._token.encode())
+        self.is_owned = True
+
+    def _change(self, do: Callable[[], None], waits_seconds: Collection[float]) -> None:
+        """Change something as the owner; again after each wait, as long as that fails and this process is the owner."""
+        waits = iter(waits_seconds)
+        while True:
+            try:
+                if self._read(_OWNER) != self._token.encode():
+                    raise TakenOverError
+                return do()
+            except STORAGE_ERRORS as error:
+                seconds = next(waits, None)
+                if seconds is None:
+                    raise
+                _LOGGER.info("storage: %s; tried again in %g s", self.reason(error), seconds)
+                time.sleep(seconds)
+
+    def _refuse_run_folder(self) -> None:
+        """Refuse a folder that a run was written into: who writes there holds a lock, which no storage knows of."""
+        if self._shows_parts and was_written_into(Path(self._path)):
+            found = f"{self.uri}, a folder that a run was written into, not copied"
+            raise InputError("--resume", found, f"{_ALLOWED_RUN}; or elsa-ray run --resume {self._path}")
 
     def _check_not_ahead(self, folder: Path, names: Collection[str]) -> None:
         """Refuse to copy what is older than what is there; no folder is older that has a final summary."""
@@ -218,111 +247,10 @@ class Storage:
             self._files.move(written, target)
 
 
-class Mirror:
-    """Keeps a storage like a run's folder. One that fails is tried again, and caught up with after a later round.
-
-    Args:
-        folder: the run's.
-        storage: owned by this process; None for a run that is in its folder only.
-        console: told what goes wrong.
-    """
-
-    def __init__(self, folder: Path, storage: Storage | None, console: Console) -> None:
-        self._folder, self._storage, self._console = folder, storage, console
-        self._is_behind = False
-        if storage is not None:
-            write_whole(folder / _REMEMBERED, storage.uri)
-
-    def catch_up(self) -> None:
-        """Copy what is final while the run goes on; where that fails it is told, and tried again the next time.
-
-        Raises:
-            StorageError: another process goes on with the run.
-        """
-        if self._storage is None:
-            return
-        try:
-            self._copy(self._storage, OPEN_TABLES, () if self._is_behind else _WAITS_SECONDS)
-        except _ERRORS as error:
-            _LOGGER.warning("%s: %s", self._storage.uri, error)
-            if not self._is_behind:
-                self._say(f"{self._failed(self._storage, error)}; it is tried again after each round")
-            self._is_behind = True
-            return
-        if self._is_behind:
-            self._say(f"{self._storage.uri} has all finished rounds again")
-        self._is_behind = False
-
-    def finish(self, *, for_good: bool) -> None:
-        """Copy everything.
-
-        Args:
-            for_good: the run will not go on.
-
-        Raises:
-            StorageError: the storage fails, or another process goes on with the run.
-        """
-        if self._storage is None:
-            return
-        try:
-            self._copy(self._storage, (), _WAITS_SECONDS)
-        except _ERRORS as error:
-            again = f"to copy it: elsa-ray run --resume {self._folder}"
-            raise StorageError(f"{self._failed(self._storage, error)}; {again}") from error
-        if for_good:
-            (self._folder / _REMEMBERED).unlink(missing_ok=True)
-        self._say(f"copied to {self._storage.uri}")
-
-    def _copy(self, storage: Storage, leave_out: Collection[str], waits_seconds: Collection[float]) -> None:
-        try:
-            storage.copy(self._folder, leave_out, waits_seconds)
-        except _TakenOverError:
-            self._storage = None
-            (self._folder / _REMEMBERED).unlink(missing_ok=True)  # Going on here must not undo what the other does.
-            text = f"{storage.uri}: another process goes on with this run; what was computed here is in {self._folder}"
-            raise StorageError(text) from None
-
-    def _failed(self, storage: Storage, error: Exception) -> str:
-        return f"{storage.uri} cannot be written to ({_reason(error)}): the run is whole in {self._folder} only"
-
-    def _say(self, text: str) -> None:
-        self._console.print(text, soft_wrap=True, markup=False, highlight=False)
-
-
-def is_uri(text: str | Path | None) -> bool:
-    """Whether a folder is named by a URI."""
-    return isinstance(text, str) and "://" in text
-
-
-def refuse_uri(where: str, text: str | Path | None) -> None:
-    """Refuse a URI where only a local folder will do.
-
-    Raises:
-        InputError: it is one.
-    """
-    if is_uri(text):
-        raise InputError(where, text, "a folder on this machine; only run and plan write to storage by a URI")
-
-
-def remembered_storage(run: Path) -> Storage | None:
-    """Return the storage that a local run folder was copied to, if there is one.
-
-    Raises:
-        InputError: it is not known to pyarrow.
-    """
-    path = run / _REMEMBERED
-    return Storage.at(path.read_text(encoding="utf-8"), str(path)) if path.is_file() else None
-
-
-def _tried(do: Callable[[], _T], waits_seconds: Collection[float]) -> _T:
-    """Do something, and again after each wait, until it succeeds."""
-    for seconds in waits_seconds:
-        try:
-            return do()
-        except _ERRORS as error:
-            _LOGGER.info("storage: %s; tried again in %g s", error, seconds)
-            time.sleep(seconds)
-    return do()
+def _files_to_copy(folder: Path) -> dict[str, Path]:
+    """Return the files of a local folder, but for the hidden ones, by their name in the folder."""
+    paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    return {name: path for name, path in paths.items() if not _is_hidden(name)}
 
 
 def _rank(name: str) -> tuple[int, str]:
@@ -358,14 +286,14 @@ def _state(path: Path) -> tuple[int, int]:
 
 
 @contextmanager
-def _told_as_input(where: str, uri: str) -> Iterator[None]:
+def _told_as_input(where: str, uri: StorageUri) -> Iterator[None]:
     try:
         yield
-    except _ERRORS as error:
-        raise InputError(where, f"{uri} ({_reason(error)})", _ALLOWED) from None
+    except STORAGE_ERRORS as error:
+        raise InputError(where, f"{uri.shown} ({_reason(error, uri)})", _ALLOWED) from None
 
 
-def _reason(error: Any) -> str:
-    """Return the first line of what pyarrow says, without where in its own code that was."""
+def _reason(error: Exception, uri: StorageUri) -> str:
+    """Return the first line of what pyarrow says, without where in its own code that was, and without credentials."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].split(". Detail: ")[0]
+    return uri.hide(lines[0].split(". Detail: ")[0])

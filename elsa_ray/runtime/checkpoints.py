@@ -133,8 +133,10 @@ def cut_after(run: Path, num_rounds: int) -> None:
 
 
 def keep_last(run: Path, count: int) -> None:
-    """Remove all but the last checkpoints of a run, and what a kill has left of others."""
-    kept = {_states_path(run, number).stem for number in checkpoint_numbers(run)[:count]}
+    """Remove all but the last checkpoints of a run, that of its start where it has more, and what a kill has left."""
+    numbers = checkpoint_numbers(run)
+    # From its start no run goes on in which a round was finished: that would undo it all.
+    kept = {_states_path(run, number).stem for number in numbers[:count] if number or len(numbers) == 1}
     # Sorted: of each checkpoint first what makes it one.
     for path in sorted((run / FOLDER).glob("[0-9]*.*")):
         if path.stem not in kept:
