@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import shlex
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -26,7 +25,7 @@ from elsa_ray.records.report import write_report
 from elsa_ray.records.round import Round
 from elsa_ray.records.summary import make_summary
 from elsa_ray.runtime.checkpoints import Checkpoint, Checkpoints, checkpoint_numbers
-from elsa_ray.runtime.fingerprint import NumericFingerprint, describe_workers, differences
+from elsa_ray.runtime.fingerprint import Workers, describe_workers, differences, joined
 from elsa_ray.runtime.hardware import describe_hardware
 from elsa_ray.runtime.provenance import Provenance
 from elsa_ray.signals import uninterrupted
@@ -96,7 +95,7 @@ class Recorder:
         )
         self._worker_memory_bytes = 0
         self._profile = Profile()
-        self._fingerprints: Mapping[str, Sequence[NumericFingerprint]] = {}
+        self._workers: Workers = {}
         self._begin = perf_counter()
 
     def record(self, address: str | None) -> Run:
@@ -132,7 +131,8 @@ class Recorder:
                 self._keep(self._world_state)
             self._mirror.catch_up()
         with started_executor(self._prepared, address, progress) as (executor, adapters):
-            self._fingerprints = executor.fingerprints()
+            self._workers = executor.fingerprints()
+            self._tell_of_unlike_workers()
             if not self._rounds_before:
                 self._state = self._prepared.protocol.start(adapters)
             executor.take_wall_seconds()  # of the start, in which workers that are there wait for others
@@ -169,7 +169,22 @@ class Recorder:
 
     def _keep(self, world_state: WorldState) -> None:
         """Write the checkpoint after all rounds so far."""
-        self._checkpoints.write(Checkpoint(self._state, world_state, self._folder.state(), self._wall_seconds()))
+        workers = {kind: tuple(dict.fromkeys(prints)) for kind, prints in self._all_workers().items()}
+        records, wall_seconds = self._folder.state(), self._wall_seconds()
+        self._checkpoints.write(Checkpoint(self._state, world_state, records, wall_seconds, workers))
+
+    def _all_workers(self) -> Workers:
+        """Return the fingerprints of all workers that the run has had, those before an interruption included."""
+        return joined(self._before.workers if self._before is not None else {}, self._workers)
+
+    def _tell_of_unlike_workers(self) -> None:
+        """Tell where those of now are unlike those before an interruption; the executor tells of the others."""
+        among_themselves = differences(self._workers)
+        for line in differences(self._all_workers()):
+            if line not in among_themselves:
+                text = f"not bit-reproducible: {line}"
+                self._console.print(text, soft_wrap=True, markup=False, highlight=False)
+                _LOGGER.warning(text)
 
     def _wall_seconds(self) -> float:
         """Return the host's time for the run so far, that of the parts before an interruption included."""
@@ -182,8 +197,8 @@ class Recorder:
             self._prepared.setting,
             self._folder.totals,
             stop_reason=stop_reason,
-            hardware={**describe_hardware(), "workers": describe_workers(self._fingerprints)},
-            unlike_workers=differences(self._fingerprints) if self._fingerprints else None,
+            hardware={**describe_hardware(), "workers": describe_workers(self._all_workers())},
+            unlike_workers=differences(self._all_workers()) if self._all_workers() else None,
             wall_seconds=self._wall_seconds(),
             worker_memory_bytes=self._worker_memory_bytes,
         )

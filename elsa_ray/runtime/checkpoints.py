@@ -20,6 +20,7 @@ from elsa_ray.config.errors import InputError
 from elsa_ray.protocols.protocol import ProtocolState
 from elsa_ray.records.folder import RecordsState
 from elsa_ray.records.json_text import write_whole
+from elsa_ray.runtime.fingerprint import NumericFingerprint
 from elsa_ray.runtime.forms import Form, TensorBox, UnknownTypeError, WrongDataError, form_of
 from elsa_ray.runtime.provenance import ChangedError, Provenance
 from elsa_ray.world.timeline import WorldState
@@ -35,12 +36,14 @@ class Checkpoint:
     Attributes:
         protocol, world, records: the states that the loop and the records carry.
         wall_seconds: that the run has taken so far.
+        workers: fingerprints of those that have computed it, each once, by kind.
     """
 
     protocol: ProtocolState
     world: WorldState
     records: RecordsState
     wall_seconds: float
+    workers: Mapping[str, tuple[NumericFingerprint, ...]]
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from elsa_ray.runtime.cloud import Cloud
 from elsa_ray.runtime.conductor import Conductor, Workers
 from elsa_ray.runtime.edge_server import EdgeServer
 from elsa_ray.runtime.failure import naming
-from elsa_ray.runtime.fingerprint import NumericFingerprint, this_process
+from elsa_ray.runtime.fingerprint import ALONE, NumericFingerprint, this_process
 from elsa_ray.runtime.heap import keep_freed_memory
 from elsa_ray.runtime.host import ModelHost
 from elsa_ray.runtime.jobs import CLOUD, host_names, host_of_node, pool_name, round_job
@@ -154,7 +154,7 @@ class InlineExecutor(ConductedExecutor):
 
     def fingerprints(self) -> Mapping[str, Sequence[NumericFingerprint]]:
         """Return this process's."""
-        return {"this process": [this_process(str(self._setting.config.numerics.device))]}
+        return {ALONE: [this_process(str(self._setting.config.numerics.device))]}
 
     def close(self) -> None:
         """Give this process its threads back."""

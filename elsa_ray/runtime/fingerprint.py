@@ -85,6 +85,30 @@ class FingerprintLog:
         self._names.add(name)
 
 
+Workers = Mapping[str, Sequence[NumericFingerprint]]
+"""Fingerprints of workers by kind."""
+
+ALONE = "this process"
+"""The kind of what does all work by itself."""
+
+
+def joined(before: Workers, now: Workers) -> dict[str, list[NumericFingerprint]]:
+    """Return the workers of a run that goes on, and of its earlier part whoever is unlike all of the same kind.
+
+    What did all work by itself was of every kind. Nothing that has worked yet is of no kind.
+
+    Args:
+        before: of the finished rounds.
+        now: of the rounds to come.
+    """
+    everybody = [own for prints in before.values() for own in prints]
+    result: dict[str, list[NumericFingerprint]] = {}
+    for kind, prints in (now or before).items():
+        earlier = everybody if kind == ALONE else [*before.get(kind, ()), *before.get(ALONE, ())]
+        result[kind] = [*prints, *(own for own in dict.fromkeys(earlier) if own not in prints)]
+    return result
+
+
 def this_process(device: str) -> NumericFingerprint:
     """Return the fingerprint of this process.
 
@@ -110,7 +134,7 @@ def this_process(device: str) -> NumericFingerprint:
     )
 
 
-def differences(workers: Mapping[str, Sequence[NumericFingerprint]]) -> list[str]:
+def differences(workers: Workers) -> list[str]:
     """Say in what the workers of a kind differ; empty where all kinds are of one fingerprint each.
 
     Which pool trains a cohort is an accident of time, so pools must be alike for a run to give the same bits again.
@@ -129,7 +153,7 @@ def differences(workers: Mapping[str, Sequence[NumericFingerprint]]) -> list[str
     return told
 
 
-def describe_workers(workers: Mapping[str, Sequence[NumericFingerprint]]) -> list[dict[str, Any]]:
+def describe_workers(workers: Workers) -> list[dict[str, Any]]:
     """Return the distinct fingerprints of each kind of worker with their numbers, as plain values."""
     rows = []
     for kind, prints in workers.items():

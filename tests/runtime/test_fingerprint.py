@@ -1,13 +1,31 @@
 """What decides bits besides the input, and what is said where workers differ in it."""
 
+import io
+import json
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
+from rich.console import Console
 
 import elsa_ray
+from elsa_ray import recording
+from elsa_ray.experiment import rounds
+from elsa_ray.records.round import Round
+from elsa_ray.runtime import executor
 from elsa_ray.runtime.executor import InlineExecutor
-from elsa_ray.runtime.fingerprint import FingerprintLog, describe_workers, differences, this_process
+from elsa_ray.runtime.fingerprint import (
+    ALONE,
+    FingerprintLog,
+    NumericFingerprint,
+    describe_workers,
+    differences,
+    joined,
+    this_process,
+)
 from tests.runtime.runs import small_config
 
 OWN = this_process("cpu")
@@ -59,3 +77,51 @@ def test_a_run_says_at_its_end_what_became_of_its_workers(
     assert run.summary["bit_reproducible"] is False
     assert any(text.startswith("Not bit-reproducible: ") for text in run.summary["assumptions"])
     assert [row["id"] for row in run.summary["hardware"]["workers"]] == sorted([OWN.id, OTHER.id])
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "expected"),
+    [
+        ({}, {"pools": [OWN, OWN]}, {"pools": [OWN, OWN]}),
+        ({ALONE: [OWN]}, {ALONE: [OWN]}, {ALONE: [OWN]}),
+        ({ALONE: [OTHER]}, {ALONE: [OWN]}, {ALONE: [OWN, OTHER]}),
+        ({ALONE: [OTHER]}, {"pools": [OWN, OWN], "cloud": [OTHER]}, {"pools": [OWN, OWN, OTHER], "cloud": [OTHER]}),
+        ({"pools": [OWN], "cloud": [OTHER]}, {ALONE: [OWN]}, {ALONE: [OWN, OTHER]}),
+        ({"pools": [OTHER], "cloud": [OWN]}, {"pools": [OTHER], "cloud": [OWN]}, {"pools": [OTHER], "cloud": [OWN]}),
+        ({ALONE: [OWN]}, {}, {ALONE: [OWN]}),
+    ],
+)
+def test_the_workers_of_a_run_that_goes_on_are_those_before_too(before: dict, now: dict, expected: dict) -> None:
+    assert joined(before, now) == expected
+
+
+def test_a_run_that_goes_on_elsewhere_says_so(
+    topic_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two rounds here, one on a machine that is unlike it, and the last one here again."""
+
+    def part(machine: NumericFingerprint, num_rounds: int) -> None:
+        def some(*arguments: Any) -> Iterator[Round]:
+            yield from islice(rounds(*arguments), num_rounds)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(executor, "this_process", lambda device: machine)
+        monkeypatch.setattr(recording, "rounds", some)
+        with pytest.raises(KeyboardInterrupt):
+            if (tmp_path / "run").exists():
+                elsa_ray.resume(tmp_path / "run", console=Console(file=shown, width=500))
+            else:
+                elsa_ray.run(config, out=tmp_path / "run", console=Console(file=shown, width=500))
+
+    def is_reproducible() -> bool:
+        return json.loads((tmp_path / "run" / "summary.json").read_text())["bit_reproducible"]
+
+    shown = io.StringIO()
+    config = small_config(topic_data, "protocol.rounds=4", "protocol.local_steps=1", "runtime.executor=inline")
+    part(OWN, 1)
+    part(OWN, 1)
+    assert is_reproducible() and "not bit-reproducible" not in shown.getvalue()
+    part(OTHER, 1)
+    assert not is_reproducible() and "not bit-reproducible: this process differ in cpu_capability" in shown.getvalue()
+    part(OWN, 1)
+    assert not is_reproducible(), "the third round was computed elsewhere"
