@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from elsa_ray.clustering.assignment import PARKED
+from elsa_ray.clustering.assignment import PARKED, default_capacity
 from elsa_ray.config.protocol import ElsaConfig
 from elsa_ray.config.split import AutoSplitConfig
 from elsa_ray.model.cost import blocks_num_bytes
@@ -23,7 +23,6 @@ from elsa_ray.protocols.setting import Setting
 from elsa_ray.protocols.split_choice import (
     NO_OPTION,
     balanced_splits,
-    edge_share_bytes_N,
     fits_NX,
     missing_blocks_NX,
     split_options,
@@ -80,17 +79,19 @@ class SplitChooser:
             left: global rounds to come, over which the transfer of new blocks is spread.
 
         Raises:
-            InputError: a client cannot hold any split.
+            InputError: a client, or its edge, cannot hold any split.
         """
         placed = np.flatnonzero(np.array(edge_of_client) != PARKED)
-        if not isinstance(self._config.split, AutoSplitConfig):
-            check_clients_hold(self._setting, self._config, self._options[0], placed.tolist())
-            return self.most_private()
-        setting, step, auto = self._setting, self._step, self._config.split.auto
+        setting, step = self._setting, self._step
         edges = setting.network.edges.tolist()
         position = {edge: number for number, edge in enumerate(edges)}
         edge_N = np.array([position[edge_of_client[client]] for client in placed.tolist()], np.int64)
-        active_N = np.maximum(1.0, np.bincount(edge_N, minlength=len(edges))[edge_N] * self._config.participation)
+        members_N = np.bincount(edge_N, minlength=len(edges))[edge_N]
+        if not isinstance(self._config.split, AutoSplitConfig):
+            check_clients_hold(setting, self._config, self._options[0], placed.tolist())
+            self._fits(placed, edge_N, np.maximum(members_N, self._places_after_clustering()))
+            return self.most_private()
+        auto = self._config.split.auto
         client_flops, edge_flops = step_flops_NX(
             setting.shape, setting.layout, self._options, batch_N=step.batch_N[placed], length_N=step.length_N[placed]
         )
@@ -114,7 +115,7 @@ class SplitChooser:
         held_N = np.full(len(placed), NO_OPTION)
         if now is not None:
             held_N = np.array([self._options.index(now[client]) for client in placed.tolist()], np.int64)
-        fits = self._fits(placed, active_N)
+        fits = self._fits(placed, edge_N, members_N)
         chosen_N = balanced_splits(
             alone_NX,
             edge_flops / setting.fleet.edge.flops_per_second,
@@ -131,31 +132,46 @@ class SplitChooser:
             splits[client] = self._options[option]
         return tuple(splits)
 
-    def _fits(self, placed: Ints, active_N: np.ndarray) -> Bools:
+    def _places_after_clustering(self) -> int:
+        """Return how many members an edge may get when clients are clustered; 0 where they never are."""
+        if self._config.clustering is None:
+            return 0
+        setting = self._setting
+        places = setting.config.world.edges.capacity
+        if places is None:
+            places = default_capacity(setting.num_clients, len(setting.network.edges))
+        return min(places, setting.num_clients)
+
+    def _fits(self, placed: Ints, edge_N: Ints, members_N: Ints) -> Bools:
         setting, step = self._setting, self._step
-        num_heads = int(setting.task.backbone.config.num_attention_heads)
-        length_N = setting.task.longest_C[placed]
+        network, fleet = setting.network, setting.fleet
         sizes: dict[str, Any] = {
             "batch": step.batch_N[placed],
-            "length": length_N,
-            "num_heads": num_heads,
+            "length": setting.task.longest_C[placed],
+            "num_heads": int(setting.task.backbone.config.num_attention_heads),
             "optimizer_kind": self._config.optimizer.kind,
         }
         of_client, of_edge = (
             np.stack([function(setting.shape, setting.layout, option, **sizes) for option in self._options], axis=1)
             for function in (client_memory_bytes, edge_member_bytes)
         )
-        edge_memory = np.full(len(placed), setting.fleet.edge.memory_bytes)
-        frozen = edge_frozen_bytes(setting.shape, self._options)
+
+        def client_name(row: int) -> str:
+            client = int(placed[row])
+            return f"{network.node_names[network.clients[client]]} ({fleet.clients[client].name})"
+
+        def edge_name(row: int) -> str:
+            return f"{network.node_names[network.edges[edge_N[row]]]} ({fleet.edge.name})"
+
         return fits_NX(
             client_bytes_NX=of_client,
-            client_memory_bytes_N=[setting.fleet.clients[client].memory_bytes for client in placed.tolist()],
+            client_memory_bytes_N=[fleet.clients[client].memory_bytes for client in placed.tolist()],
+            client_name=client_name,
             edge_member_bytes_NX=of_edge,
-            edge_share_bytes_N=edge_share_bytes_N(edge_memory, frozen, active_N),
-            client_names=[
-                f"{setting.network.node_names[setting.network.clients[client]]} ({setting.fleet.clients[client].name})"
-                for client in placed.tolist()
-            ],
+            edge_frozen_bytes=edge_frozen_bytes(setting.shape, self._options),
+            edge_memory_bytes_N=np.full(len(placed), fleet.edge.memory_bytes),
+            active_members_N=np.maximum(1.0, members_N * self._config.participation),
+            edge_name=edge_name,
         )
 
     def _held(self, held_layers: Sequence[frozenset[int]], placed: Ints) -> Bools:

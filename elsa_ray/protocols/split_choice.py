@@ -17,7 +17,7 @@ Shapes: N clients, L blocks, X options (splits, most private first).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -166,53 +166,64 @@ def switch_seconds_NX(
     return seconds_NX
 
 
-def edge_share_bytes_N(
-    edge_memory_bytes_N: npt.ArrayLike, frozen_bytes: float, active_members_N: npt.ArrayLike
-) -> Floats:
-    """Return the memory that one member may use at its edge: an equal part of what the frozen blocks leave.
-
-    While every member keeps to its share, the edge keeps to its memory. With ``edge_frozen_bytes`` of all options this
-    is a safe bound, for the edge may hold fewer blocks.
-    """
-    left_N = np.asarray(edge_memory_bytes_N, np.float64) - frozen_bytes
-    share_N: Floats = left_N / np.asarray(active_members_N, np.float64)
-    return share_N
-
-
 def fits_NX(
     *,
     client_bytes_NX: npt.ArrayLike,
     client_memory_bytes_N: npt.ArrayLike,
+    client_name: Callable[[int], str],
     edge_member_bytes_NX: npt.ArrayLike,
-    edge_share_bytes_N: npt.ArrayLike,
-    client_names: Sequence[str],
+    edge_frozen_bytes: int,
+    edge_memory_bytes_N: npt.ArrayLike,
+    active_members_N: npt.ArrayLike,
+    edge_name: Callable[[int], str],
 ) -> Bools:
     """Return which options fit the memory of the client and its share of the edge's memory.
+
+    The share is an equal part of what the frozen blocks leave: while every member keeps to it, the edge keeps to its
+    memory. With the frozen blocks of all options this is a safe bound, for the edge may hold fewer.
 
     Args:
         client_bytes_NX: see ``client_memory_bytes``.
         client_memory_bytes_N: of each client's device; may be infinite.
+        client_name: of the client in a row, for the error.
         edge_member_bytes_NX: see ``edge_member_bytes``.
-        edge_share_bytes_N: of each client at its edge; may be infinite.
-        client_names: for the error.
+        edge_frozen_bytes: of the blocks that an edge holds.
+        edge_memory_bytes_N: of each client's edge; may be infinite.
+        active_members_N: clients that train through that edge at a time, this one included.
+        edge_name: of the edge of the client in a row, for the error.
 
     Raises:
-        InputError: no option fits a client; it names the first one, the bytes that are missing, and what is allowed.
+        InputError: no option fits a client. It names the first one that cannot hold any, or else the edge that lacks
+            most; the bytes that are missing, and what is allowed.
     """
-    client_NX, edge_NX = np.asarray(client_bytes_NX, np.float64), np.asarray(edge_member_bytes_NX, np.float64)
-    memory_N, share_N = np.asarray(client_memory_bytes_N, np.float64), np.asarray(edge_share_bytes_N, np.float64)
-    on_client_NX, on_edge_NX = client_NX <= memory_N[:, None], edge_NX <= share_N[:, None]
+    client_NX = np.asarray(client_bytes_NX, np.float64)
+    memory_N, edge_memory_N = np.asarray(client_memory_bytes_N, np.float64), np.asarray(edge_memory_bytes_N, np.float64)
+    members_N = np.asarray(active_members_N, np.float64)
+    edge_NX = edge_frozen_bytes + members_N[:, None] * np.asarray(edge_member_bytes_NX, np.float64)
+    on_client_NX, on_edge_NX = client_NX <= memory_N[:, None], edge_NX <= edge_memory_N[:, None]
     fits: Bools = on_client_NX & on_edge_NX
-    without = np.flatnonzero(~fits.any(axis=1))
+    if fits.any(axis=1).all():
+        return fits
+    without = np.flatnonzero(~on_client_NX.any(axis=1))
     if len(without):
         n = int(without[0])
-        name = client_names[n]
-        if not on_client_NX[n].any():
-            raise _too_large("world.clients.device", f"{name} with", memory_N[n], client_NX[n].min())
-        # Of the options that the client can hold, the one that asks least of the edge.
-        least = edge_NX[n][on_client_NX[n]].min()
-        raise _too_large("world.edges.device", f"the edge of {name}, for each member", share_N[n], least)
-    return fits
+        needed = client_NX[n].min()
+        found = f"{client_name(n)} with {memory_N[n]:,.0f} bytes for training, {needed - memory_N[n]:,.0f} too few"
+        allowed = f"at least {needed:,.0f} bytes, the least that a split needs; or a smaller batch_size or max_length"
+        raise InputError("world.clients.device", found, allowed)
+    # Of the options that a client can hold, the one that asks least of the edge.
+    needed_N = np.ceil(np.where(on_client_NX, edge_NX, np.inf).min(axis=1))
+    n = int(np.argmax(needed_N - edge_memory_N))
+    needed, memory = needed_N[n], edge_memory_N[n]
+    found = (
+        f"{edge_name(n)} with {memory:,.0f} bytes for training, {needed - memory:,.0f} too few where {members_N[n]:,g} "
+        "clients train at a time"
+    )
+    allowed = (
+        f"at least {needed:,.0f} bytes, for each may need as much as {client_name(n)}; or more edges, a smaller "
+        "participation, batch_size or max_length"
+    )
+    raise InputError("world.edges.device", found, allowed)
 
 
 def choose_splits(seconds_NX: Floats, fits_NX: Bools, held_N: Ints, max_splits: int, hysteresis: float = 0.1) -> Ints:
@@ -373,11 +384,3 @@ def _best_addition(cost_XN: Floats, cost_N: Floats) -> tuple[int, Score]:
 def _score(cost_N: Floats) -> Score:
     finite = cost_N[np.isfinite(cost_N)]
     return len(cost_N) - len(finite), float(finite.sum()), float(finite.max(initial=0.0))
-
-
-def _too_large(where: str, whose: str, memory_bytes: float, needed_bytes: float) -> InputError:
-    return InputError(
-        where,
-        f"{whose} {max(memory_bytes, 0):,.0f} bytes for training, {needed_bytes - memory_bytes:,.0f} too few",
-        f"at least {needed_bytes:,.0f} bytes, the least that a split needs; or a smaller batch_size or max_length",
-    )

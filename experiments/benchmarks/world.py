@@ -27,12 +27,16 @@ PHASES = ("prepare", "plan", "play", "conclude", "records", "report")
 
 
 def config_of(clients: int, edges: int, model: str) -> dict[str, Any]:
-    """Return the config of one size: one round of four local steps of eight texts of 64 tokens, LoRA of rank 8."""
+    """Return the config of one size: one round of four local steps of eight texts of 64 tokens, LoRA of rank 8.
+
+    Edges are as fast as an ``edge_server`` and have no limit of memory: a thousand members at once are too many for it.
+    """
     return {
         "name": "world-benchmark",
         "task": {"dataset": {"sizes": 32}, "model": model, "max_length": 64, "lora": {"rank": 8}},
         "topology": {"kind": "hierarchical", "clients": clients, "edges": edges},
         "protocol": {"name": "elsa", "rounds": 1, "local_steps": 4, "batch_size": 8},
+        "world": {"edges": {"device": {"flops_per_second": "1 TFLOP/s", "active_watts": 150, "idle_watts": 100}}},
         "runtime": {"executor": "none"},
         "numerics": {"device": "cpu"},
     }

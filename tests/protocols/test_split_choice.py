@@ -23,7 +23,6 @@ from elsa_ray.model.split import Part, Split, cut
 from elsa_ray.protocols.split_choice import (
     NO_OPTION,
     choose_splits,
-    edge_share_bytes_N,
     fits_NX,
     missing_blocks_NX,
     split_options,
@@ -129,44 +128,59 @@ def test_the_price_of_a_switch_is_spread_over_the_steps_to_come() -> None:
 # ---- memory
 
 
+def fits_of(**figures: Any) -> np.ndarray:
+    """Return what fits clients a, b and c, whose edges have no frozen blocks and one member each, or as told."""
+    num_clients = len(figures["client_bytes_NX"])
+    members = {"edge_frozen_bytes": 0, "active_members_N": [1] * num_clients}
+    return fits_NX(**members | figures, client_name="abc".__getitem__, edge_name="ABC".__getitem__)
+
+
 def test_what_fits_and_what_does_not() -> None:
-    fits = fits_NX(
+    """The edges leave each member 3, 2 and 1."""
+    fits = fits_of(
         client_bytes_NX=[[30, 20, 10]] * 3,
         client_memory_bytes_N=[20, 30, math.inf],
         edge_member_bytes_NX=[[1, 2, 3]] * 3,
-        edge_share_bytes_N=[3, 2, 1],
-        client_names=["a", "b", "c"],
+        edge_frozen_bytes=5,
+        edge_memory_bytes_N=[11, 10, 9.99],
+        active_members_N=[2, 2.5, 3],
     )
     assert fits.tolist() == [[False, True, True], [True, True, False], [True, False, False]]
 
 
 @pytest.mark.parametrize(
-    ("memory", "share", "line"),
+    ("memory", "edge_memory", "line"),
     [
         (
             [40, 9000],
-            [9, 9],
+            [18, 18],
             "world.clients.device: found b with 9,000 bytes for training, 1,000 too few; allowed: at least 10,000 "
             "bytes, the least that a split needs; or a smaller batch_size or max_length",
         ),
         (
             [40, math.inf],
-            [9, -5],
-            "world.edges.device: found the edge of b, for each member 0 bytes for training, 6 too few; allowed: at "
-            "least 1 bytes, the least that a split needs; or a smaller batch_size or max_length",
+            [18, 900],
+            "world.edges.device: found B with 900 bytes for training, 102 too few where 2 clients train at a time; "
+            "allowed: at least 1,002 bytes, for each may need as much as b; or more edges, a smaller participation, "
+            "batch_size or max_length",
         ),
         # What the client can hold asks too much of the edge.
-        ([40, 10000], [9, 2], "world.edges.device: found the edge of b, for each member 2 bytes for training, 1 too"),
+        ([40, 10000], [18, 1004], "world.edges.device: found B with 1,004 bytes for training, 2 too few where"),
+        # Both edges lack memory: the one that lacks more is told.
+        ([10, 10000], [5, 1004], "world.edges.device: found B with 1,004 bytes for training, 2 too few where"),
+        ([10, 10000], [3, 1004], "world.edges.device: found A with 3 bytes for training, 3 too few where"),
     ],
 )
-def test_a_client_that_nothing_fits_is_told_in_one_line(memory: list[float], share: list[float], line: str) -> None:
+def test_a_client_that_nothing_fits_is_told_in_one_line(
+    memory: list[float], edge_memory: list[float], line: str
+) -> None:
     with pytest.raises(InputError) as error:
-        fits_NX(
+        fits_of(
             client_bytes_NX=[[30, 20, 10], [30000, 20000, 10000]],
             client_memory_bytes_N=memory,
-            edge_member_bytes_NX=[[1, 2, 3]] * 2,
-            edge_share_bytes_N=share,
-            client_names=["a", "b"],
+            edge_member_bytes_NX=[[1, 2, 3], [501, 502, 503]],
+            edge_memory_bytes_N=edge_memory,
+            active_members_N=[2, 2],
         )
     assert str(error.value).startswith(line)
     assert "\n" not in str(error.value)
@@ -394,8 +408,11 @@ def test_a_real_model_keeps_to_memory_floor_and_number_of_splits(
         client_bytes_NX=client_bytes,
         client_memory_bytes_N=memory_N,
         edge_member_bytes_NX=member_bytes,
-        edge_share_bytes_N=edge_share_bytes_N([edge_memory] * num_clients, frozen, [num_clients] * num_clients),
-        client_names=[f"client-{n}" for n in range(num_clients)],
+        edge_frozen_bytes=frozen,
+        edge_memory_bytes_N=[edge_memory] * num_clients,
+        active_members_N=[num_clients] * num_clients,
+        client_name=str,
+        edge_name=str,
     )
     client_flops, edge_flops = step_flops_NX(shape, layout, options, batch_N=batch_N, length_N=length_N)
     seconds_NX = step_seconds_NX(
@@ -417,13 +434,22 @@ def test_a_real_model_keeps_to_memory_floor_and_number_of_splits(
     assert edge_memory_bytes(shape, layout, chosen, batch_M=batch_N, length_M=length_N, **common) <= edge_memory
 
 
-@given(st.lists(st.integers(1, 1000), min_size=1, max_size=6), st.integers(0, 2000), st.integers(0, 5000))
-def test_members_that_keep_to_their_shares_keep_the_edge_within_its_memory(
-    wishes: list[int], frozen: int, memory: int
-) -> None:
-    shares = edge_share_bytes_N([memory] * len(wishes), frozen, [len(wishes)] * len(wishes))
-    used = [min(wish, share) for wish, share in zip(wishes, shares.tolist(), strict=True)]
-    assert frozen + sum(used) <= memory * (1 + 1e-12) + 1e-9
+@given(st.lists(st.integers(1, 1000), min_size=1, max_size=3), st.integers(0, 2000), st.integers(0, 5000))
+def test_members_that_all_fit_keep_the_edge_within_its_memory(wishes: list[int], frozen: int, memory: int) -> None:
+    figures: dict[str, Any] = {
+        "client_bytes_NX": [[1]] * len(wishes),
+        "client_memory_bytes_N": [1] * len(wishes),
+        "edge_member_bytes_NX": [[wish] for wish in wishes],
+        "edge_frozen_bytes": frozen,
+        "edge_memory_bytes_N": [memory] * len(wishes),
+        "active_members_N": [len(wishes)] * len(wishes),
+    }
+    needed = frozen + len(wishes) * max(wishes)
+    if needed <= memory:
+        assert fits_of(**figures).all() and frozen + sum(wishes) <= memory
+    else:
+        with pytest.raises(InputError, match=f" {needed - memory:,} too few where .* at least {needed:,} bytes"):
+            fits_of(**figures)
 
 
 def test_a_slow_client_leaves_more_blocks_to_the_edge_than_a_fast_one() -> None:
