@@ -4,7 +4,7 @@ FedScale (Lai et al., 2022) publishes two pickles. ``client_behave_trace`` maps 
 the seconds at which the device became free for work (idle, charging, on Wi-Fi) and ceased to be, to ``finish_time``,
 the trace's length in seconds, after which it repeats, and to ``duration`` and ``model``, which are not needed.
 ``client_device_capacity`` maps a user to ``computation``, the milliseconds in which the device runs one sample forward
-through a reference model, and to ``communication``, kbit/s.
+through a reference model, and to ``communication``, kbit/s; both are numbers of numpy in the published file.
 
 Shapes: N clients, I intervals.
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 import csv
 import math
 import pickle
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -202,11 +203,58 @@ def _joined(rows: list[_Row]) -> list[_Row]:
     return joined
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    """Rebuilds containers, numbers and texts, which need no class; whatever names a class or function is refused."""
+class _NumberType:
+    """Stands for numpy's description of a number's form: its code, such as f8, and the order of its bytes."""
 
-    def find_class(self, module: str, name: str) -> Never:
-        raise pickle.UnpicklingError(f"{module}.{name}")
+    __slots__ = ("code", "order")
+
+    def __init__(self, code: Any) -> None:
+        self.code, self.order = code, "<"
+
+    def __setstate__(self, state: Any) -> None:
+        self.order = state[1]
+
+
+class _MakeNumberType:
+    """Stands for the class of such descriptions. It has no attributes, so that no file can give it any."""
+
+    __slots__ = ()
+
+    def __call__(self, code: Any, *_: Any) -> _NumberType:
+        return _NumberType(code)
+
+
+class _MakeNumber:
+    """Stands for what makes a number of numpy from its form and its bytes; gives a plain one."""
+
+    __slots__ = ()
+
+    def __call__(self, form: Any, data: Any) -> float | int:
+        if not isinstance(form, _NumberType):
+            raise pickle.UnpicklingError(f"a number of the form {form!r}")
+        number: float | int = struct.unpack(form.order + _STRUCT_CODES[form.code], data)[0]
+        return number
+
+
+_STRUCT_CODES = {"f4": "f", "f8": "d", "i4": "i", "i8": "q", "u4": "I", "u8": "Q"}
+_STAND_INS: dict[tuple[str, str], Any] = {
+    ("numpy", "dtype"): _MakeNumberType(),
+    ("numpy.core.multiarray", "scalar"): _MakeNumber(),
+    ("numpy._core.multiarray", "scalar"): _MakeNumber(),
+}
+"""What a number of numpy is made by in a pickle, and what stands for it here."""
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Rebuilds containers, numbers and texts, which need no class; any other class or function is refused.
+
+    A number of numpy does name a class and a function. Ours stand for them, so none that a file names is ever called.
+    """
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _STAND_INS:
+            raise pickle.UnpicklingError(f"{module}.{name}")
+        return _STAND_INS[module, name]
 
     def persistent_load(self, pid: Any) -> Never:
         raise pickle.UnpicklingError("a reference to something outside")
