@@ -95,6 +95,10 @@ def test_net_says_when_transfers_finish(folder: Path) -> None:
     with (folder / "out.csv").open() as stream:
         (row,) = csv.DictReader(stream)
     assert row == {"id": "x", "start_seconds": "0.0", "finish_seconds": "1.5", "seconds_alone": "1.5"}
+    assert run_command([*arguments, "--model", "tcp"]) == 0
+    with (folder / "out.csv").open() as stream:
+        (row,) = csv.DictReader(stream)
+    assert float(row["finish_seconds"]) == pytest.approx(13.01 * 0.5 + 1000 / (0.97 * 1000))
 
 
 def test_a_made_topology_carries_a_run(folder: Path) -> None:

@@ -230,15 +230,19 @@ def events_tables(
     if report is not None:
         _add_decisions(log, details, timeline, network, report)
     log.add(_EVENT["round_end"], timeline.end_seconds, order=_TELLING + 1)
-    nodes, names_of_details = _names(network.node_names), _names(details)
+    nodes = _names(network.node_names)
+    # Names that stand twice would have Parquet's writer leave its dictionary, and then bytes of its memory in the file.
+    number_of_detail = {name: number for number, name in enumerate(dict.fromkeys(details))}
+    names_of_details = _names(list(number_of_detail))
+    unique_detail = np.array([number_of_detail[name] for name in details], np.int64)
     for window in _windows(timeline):
         own = _Log()
         _add_activities(own, plan, timeline, window)
         own.take(log, window)
-        yield _events(own, plan.round_index, nodes, names_of_details)
+        yield _events(own, plan.round_index, nodes, names_of_details, unique_detail)
 
 
-def _events(log: _Log, round_index: int, nodes: pa.Array, details: pa.Array) -> pa.Table:
+def _events(log: _Log, round_index: int, nodes: pa.Array, details: pa.Array, unique_detail: Ints) -> pa.Table:
     event, seconds, node, client, detail = log.sorted_columns()
     columns = [
         pa.array(np.full(len(event), round_index, np.int32)),
@@ -246,7 +250,7 @@ def _events(log: _Log, round_index: int, nodes: pa.Array, details: pa.Array) -> 
         _named(event, _names(_EVENT_NAMES)),
         _named(node, nodes, absent=node == _NO_NODE),
         pa.array(client.astype(np.int32)),
-        _named(detail, details),
+        _named(unique_detail[detail], details),
     ]
     return pa.Table.from_arrays(columns, schema=EVENTS_SCHEMA)
 

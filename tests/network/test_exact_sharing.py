@@ -141,7 +141,7 @@ def exact_finishes(network: Network, transfers: list[dict[str, object]]) -> list
     return [float(finish) for finish in slow_finish(flows, network.capacity_bytes_per_second.tolist())]  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("shape", "count"), [("tree", 300), ("asymmetric", 300), ("shared", 100)])
+@pytest.mark.parametrize(("shape", "count"), [("tree", 300), ("mesh", 100), ("asymmetric", 300), ("shared", 100)])
 def test_hundreds_of_transfers_equal_the_exact_solver(shape: str, count: int) -> None:
     rng = random.Random(shape)
     network = random_network(rng, shape)

@@ -160,6 +160,10 @@ def test_numbers_as_node_ids_become_texts() -> None:
     assert finish_times(graph, transfers)[0]["finish_seconds"] == 2.0
 
 
+def test_six_networks_are_packaged() -> None:
+    assert {"metro", "rural", "campus", "factory", "abilene", "nsfnet"} <= set(named_topologies())
+
+
 @pytest.mark.parametrize("name", sorted(named_topologies()))
 def test_packaged_networks_are_sound(name: str, tmp_path: Path) -> None:
     network = load_network(named_topologies()[name], roles_required=True)

@@ -52,6 +52,7 @@ def test_the_start_tells_the_defaults_that_shape_the_result(trained: Recorded) -
     print_start(trained.prepared.setting, console)
     for needed in (
         "10 Mbit/s",
+        "15 ms",
         "20 GFLOP/s",
         "fp32",
         "int8",

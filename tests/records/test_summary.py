@@ -121,7 +121,7 @@ def test_extra_figures_enter_the_summary(trained: Recorded) -> None:
 def test_assumptions_tell_models_devices_and_defaults(trained: Recorded, timed: Recorded) -> None:
     setting = trained.prepared.setting
     text = "\n".join(assumptions(setting, "inline"))
-    for needed in ("max-min", "20 GFLOP/s", "1 TFLOP/s", "10 Mbit/s", "access_up", "task.preloaded"):
+    for needed in ("max-min", "20 GFLOP/s", "1 TFLOP/s", "10 Mbit/s", "15 ms", "access_up", "task.preloaded"):
         assert needed in text
     assert "nothing was trained" not in text
     assert "nothing was trained" in "\n".join(assumptions(setting, "none"))

@@ -3,8 +3,11 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 
+from elsa_ray.records.folder import RunFolder
+from elsa_ray.world.incidents import IncidentKind
 from tests.runtime.runs import Finished, execute, same, same_adapters, small_config
 
 ELSA = {"edge_rounds": 2, "codec": [{"kind": "sketch", "rows": 3, "buckets": 16}, {"kind": "int8"}]}
@@ -28,6 +31,18 @@ FIELD = (
     "world.misbehaviour=[{kind: sign_flip, clients: [2]}, {kind: stale_replay, clients: [3]}]",
 )
 """Clients of two kinds, two of which misbehave."""
+TROUBLED = (
+    "world.availability={kind: markov, mean_on_seconds: 4, mean_off_seconds: 1}",
+    "world.faults.dropout={before: 0.1, during: 0.1, after: 0.1}",
+    "world.faults.stragglers={kind: pareto, shape: 1.2}",
+    "world.faults.corruption={probability: 0.05}",
+    "world.faults.links=[{share: 0.3, start_seconds: 0.2, duration_seconds: 1, factor: 0.1}]",
+    "world.faults.edges=[{edge: edge0, round: 1, duration_seconds: 1}]",
+    "world.faults.cloud=[{start_seconds: 0.1, duration_seconds: 0.1}]",
+    "world.round_policy={deadline_seconds: 3, late: keep}",
+    "protocol.rounds=3",
+)
+"""A field in which everything fails."""
 PROTOCOLS = {"elsa": ELSA, "fedavg": {"name": "fedavg", "local_steps": None, "local_epochs": 1}}
 
 
@@ -101,6 +116,30 @@ def test_none_plans_what_inline_does(protocol: str, inline: dict[str, Finished],
     planned = execute(small_config(topic_data, **PROTOCOLS[protocol]), "none")
     assert_same_timeline(planned, inline[protocol])
     assert planned.rounds[-1].report.num_bytes == inline[protocol].rounds[-1].report.num_bytes
+
+
+@pytest.mark.parametrize("executor", ["inline", "ray", "none"])
+def test_the_event_log_is_the_same_byte_for_byte(
+    executor: str, topic_data: Path, tmp_path: Path, ray_cluster: None
+) -> None:
+    """Under everything that can go wrong, run a second time by inline itself."""
+    config = small_config(topic_data, *TROUBLED, **ELSA)
+    first, second = (
+        event_log(execute(config, executor), tmp_path / name)
+        for name, executor in (("first", "inline"), ("second", executor))
+    )
+    assert first == second
+    told = set(pyarrow.parquet.read_table(tmp_path / "first" / "events.parquet").column("event").to_pylist())
+    assert {kind.label for kind in IncidentKind} <= told, "all kinds of trouble have come"
+
+
+def event_log(finished: Finished, folder: Path) -> list[bytes]:
+    """Write the records of a run, and return the bytes of both tables of what happened when."""
+    with RunFolder.create(folder, finished.prepared.config) as written:
+        for round_ in finished.rounds:
+            written.write_round(round_, finished.prepared.setting)
+        written.close()
+    return [(folder / name).read_bytes() for name in ("events.parquet", "transfers.parquet")]
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from elsa_ray.config.errors import InputError
@@ -13,11 +14,14 @@ from elsa_ray.network import finish_times
 from elsa_ray.network.graph import Network, assemble
 from elsa_ray.network.models import NETWORK_MODELS
 from elsa_ray.network.routes import Router
+from elsa_ray.prepare import prepare
 from elsa_ray.world.devices import Device
 from elsa_ray.world.fleet import Fleet
+from elsa_ray.world.plan import ActivityKind
 from elsa_ray.world.timeline import Outcome
 from elsa_ray.world.world import World
 
+from ..helpers import run_config, write_texts
 from .stories import Story
 
 SENT = [("phone", "cloud", 4000), ("tablet", "edge", 900), ("tablet", "cloud", 2500), ("edge", "phone", 700)]
@@ -69,6 +73,30 @@ def test_a_world_sends_as_net_does_also_over_rounds(model: str, tmp_path: Path) 
                     found[number] = float(timeline.finish_seconds[row])
     assert any(finish < 3 for finish in found.values()) and any(finish > 9 for finish in found.values())
     assert found == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("model", NETWORK_MODELS)
+def test_a_round_is_played_under_the_model_that_its_config_names(model: str, tmp_path: Path) -> None:
+    """The round's first transfers bring the model to the edges, whose links nobody else uses then."""
+    config = run_config(write_texts(tmp_path, num_train=12), topology={"edges": 2}, world={"network": model})
+    prepared = prepare(config)
+    plan = prepared.protocol.plan(prepared.protocol.start(None), prepared.world.start())
+    timeline, _ = prepared.world.play(plan, prepared.world.start())
+    activities, names = plan.activities, prepared.setting.network.node_names
+    is_first = (activities.kind == ActivityKind.TRANSFER) & (timeline.start_seconds == 0)
+    rows = [
+        {
+            "id": row,
+            "src": names[activities.source[row]],
+            "dst": names[activities.target[row]],
+            "num_bytes": int(activities.num_bytes[row]),
+            "start_seconds": 0.0,
+        }
+        for row in np.flatnonzero(is_first).tolist()
+    ]
+    assert {row["dst"] for row in rows} == {"edge0", "edge1"}
+    expected = [row["finish_seconds"] for row in finish_times(prepared.setting.network, rows, model=model)]
+    assert timeline.finish_seconds[is_first].tolist() == pytest.approx(expected, rel=1e-12)
 
 
 def test_the_config_names_the_model() -> None:

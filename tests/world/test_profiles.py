@@ -38,6 +38,11 @@ def test_every_figure_of_every_profile_has_a_source() -> None:
         assert 0 < profile.device.memory_bytes < math.inf
 
 
+def test_there_is_a_profile_of_each_kind_of_device() -> None:
+    kinds = ("phone", "raspberry_pi", "jetson", "laptop", "gateway", "edge_server", "edge_gpu")
+    assert [kind for kind in kinds if not any(name.startswith(kind) for name in profiles())] == []
+
+
 def test_the_first_profiles_have_kept_their_figures() -> None:
     kept = {
         "phone": (2e10, 3.0, 1e-7, 2e9),
