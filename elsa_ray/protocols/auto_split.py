@@ -19,6 +19,7 @@ from elsa_ray.model.split import Part, Split, cut
 from elsa_ray.protocols.estimates import UsualStep, round_trips, steps_a_round
 from elsa_ray.protocols.local_work import FP32_BYTES
 from elsa_ray.protocols.room import check_clients_hold
+from elsa_ray.protocols.sampling import sampled_share
 from elsa_ray.protocols.setting import Setting
 from elsa_ray.protocols.split_choice import (
     NO_OPTION,
@@ -115,6 +116,8 @@ class SplitChooser:
         held_N = np.full(len(placed), NO_OPTION)
         if now is not None:
             held_N = np.array([self._options.index(now[client]) for client in placed.tolist()], np.int64)
+        if now is None:  # What clustering may ask for is refused before the run, too.
+            self._fits(placed, edge_N, np.maximum(members_N, self._places_after_clustering()))
         fits = self._fits(placed, edge_N, members_N)
         chosen_N = balanced_splits(
             alone_NX,
@@ -123,7 +126,7 @@ class SplitChooser:
             held_N,
             edge_N=edge_N,
             edge_slots=setting.config.world.edges.slots,
-            participation=self._config.participation,
+            participation=self._sampled_share,
             max_splits=auto.max_splits,
             hysteresis=auto.hysteresis,
         )
@@ -131,6 +134,10 @@ class SplitChooser:
         for client, option in zip(placed.tolist(), chosen_N.tolist(), strict=True):
             splits[client] = self._options[option]
         return tuple(splits)
+
+    @property
+    def _sampled_share(self) -> float:
+        return sampled_share(self._config.participation, self._setting.config.world.round_policy.over_sample)
 
     def _places_after_clustering(self) -> int:
         """Return how many members an edge may get when clients are clustered; 0 where they never are."""
@@ -170,7 +177,7 @@ class SplitChooser:
             edge_member_bytes_NX=of_edge,
             edge_frozen_bytes=edge_frozen_bytes(setting.shape, self._options),
             edge_memory_bytes_N=np.full(len(placed), fleet.edge.memory_bytes),
-            active_members_N=np.maximum(1.0, members_N * self._config.participation),
+            active_members_N=np.maximum(1.0, members_N * self._sampled_share),
             edge_name=edge_name,
         )
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from elsa_ray.clustering.trust import TrustEvent, TrustState
 from elsa_ray.config.protocol import ProtocolConfig
 from elsa_ray.model.adapters import Adapters
-from elsa_ray.protocols.sampling import sample_clients
+from elsa_ray.protocols.sampling import sample_clients, sampled_share
 from elsa_ray.protocols.setting import Setting
 from elsa_ray.training.cohort import VersionKey
 from elsa_ray.training.evaluation import Score
@@ -151,10 +151,9 @@ class Protocol(ABC):
 
         Neither parked nor busy clients can, nor those that are not there.
         """
-        over_sample = self.setting.config.world.round_policy.over_sample or 1.0
         return sample_clients(
             self.setting.num_clients,
-            min(1.0, over_sample * self.config.participation),
+            sampled_share(self.config.participation, self.setting.config.world.round_policy.over_sample),
             seed=self.setting.seed,
             round_index=state.round_index,
             absent={*parked, *world_state.unavailable_clients},

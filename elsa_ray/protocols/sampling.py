@@ -10,6 +10,11 @@ import numpy.typing as npt
 from elsa_ray.tasks.seeds import numpy_generator
 
 
+def sampled_share(participation: float, over_sample: float | None) -> float:
+    """Return the share of all clients that is sampled: ``over_sample`` times what is wanted, at most all."""
+    return min(1.0, (over_sample or 1.0) * participation)
+
+
 def sample_clients(
     num_clients: int, participation: float, *, seed: int, round_index: int, absent: Collection[int] = ()
 ) -> npt.NDArray[np.int64]:

@@ -179,8 +179,8 @@ def fits_NX(
 ) -> Bools:
     """Return which options fit the memory of the client and its share of the edge's memory.
 
-    The share is an equal part of what the frozen blocks leave: while every member keeps to it, the edge keeps to its
-    memory. With the frozen blocks of all options this is a safe bound, for the edge may hold fewer.
+    The share is an equal part of what the frozen blocks leave: while so many members train there and each keeps to it,
+    the edge keeps to its memory. With the frozen blocks of all options it may hold fewer.
 
     Args:
         client_bytes_NX: see ``client_memory_bytes``.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Collection
 from pathlib import Path
 
@@ -73,7 +74,7 @@ class Mirror:
         try:
             self._copy(self._storage, (), _WAITS_SECONDS)
         except STORAGE_ERRORS as error:
-            again = f"to copy it: elsa-ray run --resume {self._folder}"
+            again = f"to copy it: elsa-ray run --resume {shlex.quote(str(self._folder))}"
             if self._storage.bare_uri != self._storage.uri:
                 again += ", with the credentials in the environment: those of the URI are not kept"
             # Without the cause, which may show credentials.

@@ -234,7 +234,7 @@ class Storage:
     def _put(self, name: str, content: Path | bytes) -> None:
         target = f"{self._path}/{name}"
         folder, _, last = target.rpartition("/")
-        written = f"{folder}/.{last}.part" if self._shows_parts else target
+        written = f"{folder}/.{last}.{self._token}.part" if self._shows_parts else target
         if self._shows_parts:
             self._files.create_dir(folder, recursive=True)
         with self._files.open_output_stream(written) as writer:

@@ -66,13 +66,14 @@ class StorageUri:
         scheme, _, rest = self.full.partition("://")
         authority = re.split("[/?#]", rest, maxsplit=1)[0]
         # Secrets have slashes that people forget to encode: then no host ends at the first of them.
-        is_cut = "@" not in authority and ":" in authority and not authority.rpartition(":")[2].isdecimal()
+        is_key = scheme.lower() == "s3"  # There the name is that of a key, elsewhere of a person or a container.
+        has_port = not is_key and authority.rpartition(":")[2].isdecimal()
+        is_cut = "@" not in authority and ":" in authority and not has_port
         end = (rest if is_cut else authority).rfind("@")
         user, rest = rest[: max(end, 0)], rest[end + 1 :]
         place, _, query = rest.partition("?")
         options = tuple(query.split("&")) if query else ()
         name, _, password = user.partition(":")
-        is_key = scheme.lower() == "s3"  # There the name is that of a key, elsewhere of a person or a container.
         secrets = tuple(filter(None, (name if is_key else "", password)))
         return _Parts(scheme, "" if is_key else name, secrets, place, options)
 

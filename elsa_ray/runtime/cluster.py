@@ -65,7 +65,7 @@ def join_cluster(address: str | None) -> Cluster:
     except (OSError, RuntimeError, ValueError, ImportError, AssertionError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         allowed = "the address of a running Ray cluster (host:port or auto), or none to start one here"
-        if not isinstance(error, OSError) and "RAY_AUTH_MODE" not in os.environ:
+        if isinstance(error, RuntimeError) and "RAY_AUTH_MODE" not in os.environ:
             # Somebody answers. To an address that it is given, Ray shows its token only if it is told to.
             allowed += "; if that cluster asks for a token, set RAY_AUTH_MODE=token"
         raise InputError(where, f"{address} ({reason})", allowed) from None

@@ -64,7 +64,10 @@ class Executor(ABC):
         return 0
 
     def fingerprints(self) -> Mapping[str, Sequence[NumericFingerprint]]:
-        """Return the workers' numeric fingerprints by kind of worker; none where nothing is computed."""
+        """Return the workers' numeric fingerprints by kind; none where nothing is computed.
+
+        The lists grow as long as the executor lives, by those of workers that others were replaced by.
+        """
         return {}
 
     def take_wall_seconds(self) -> Mapping[str, WallSeconds]:

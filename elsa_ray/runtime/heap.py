@@ -5,8 +5,8 @@ from __future__ import annotations
 import ctypes
 from contextlib import suppress
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h of glibc
-_NEVER = 2**31 - 1
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # malloc.h of glibc
+_NEVER = -1
 
 
 def keep_freed_memory() -> bool:
@@ -20,6 +20,8 @@ def keep_freed_memory() -> bool:
     """
     with suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
-        # Without the second, large blocks would be mapped by themselves, and given back when they are freed.
-        return bool(mallopt(_M_TRIM_THRESHOLD, _NEVER) and mallopt(_M_MMAP_MAX, 0))
+        # Large blocks would be mapped by themselves, and given back when they are freed; threads that are started from
+        # now on would have heaps of their own, too small for large blocks.
+        settings = ((_M_TRIM_THRESHOLD, _NEVER), (_M_MMAP_MAX, 0), (_M_ARENA_MAX, 1))
+        return all([bool(mallopt(name, value)) for name, value in settings])
     return False

@@ -4,7 +4,8 @@ FedScale (Lai et al., 2022) publishes two pickles. ``client_behave_trace`` maps 
 the seconds at which the device became free for work (idle, charging, on Wi-Fi) and ceased to be, to ``finish_time``,
 the trace's length in seconds, after which it repeats, and to ``duration`` and ``model``, which are not needed.
 ``client_device_capacity`` maps a user to ``computation``, the milliseconds in which the device runs one sample forward
-through a reference model, and to ``communication``, kbit/s; both are numbers of numpy in the published file.
+through a reference model, and to ``communication``, kbit/s; both are numbers of numpy in the published file,
+as its size tells.
 
 Shapes: N clients, I intervals.
 """

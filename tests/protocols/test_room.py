@@ -57,6 +57,7 @@ def refused(dataset: dict[str, str], memory_bytes: int, sections: dict[str, Any]
     """Return the line with which a run is refused whose edges have so much memory; None if it is not."""
     protocol = {"split": {"front": 1, "back": 1}} | sections.get("protocol", {})
     world = {"edges": {"device": EDGE | {"memory_bytes": memory_bytes}} | sections.get("edges", {})}
+    world |= {"round_policy": sections.get("round_policy", {})}
     topology = {"clients": 6, "edges": 2}
     try:
         prepare(run_config(dataset, protocol=protocol, world=world, topology=topology, task=sections.get("task", {})))
@@ -72,6 +73,8 @@ EDGE_CASES: list[tuple[dict[str, Any], float]] = [
     ({"protocol": {"split": {"front": 2, "back": 0}}}, 3),
     ({"protocol": {"participation": 0.5}}, 1.5),
     ({"protocol": {"participation": 0.1}}, 1),
+    ({"protocol": {"participation": 0.5}, "round_policy": {"over_sample": 1.6}}, 2.4),
+    ({"protocol": {"participation": 0.5}, "round_policy": {"over_sample": 9.0}}, 3),
     # Clustering may give an edge a fifth more than its part of all clients, or as many as it has places.
     (CLUSTERED, 4),
     (CLUSTERED | {"edges": {"capacity": 5}}, 5),

@@ -12,6 +12,7 @@ SHOWN_AND_BARE = {
     "s3://bucket/a@b:c/run?region=x": ("s3://bucket/a@b:c/run?region=x", "s3://bucket/a@b:c/run?region=x"),
     "s3://KEY@bucket/run": ("s3://***@bucket/run", "s3://bucket/run"),
     "s3://KEY:sec/r?t#x@bucket/run": ("s3://***@bucket/run", "s3://bucket/run"),
+    "s3://KEY:1234/secret@bucket/run": ("s3://***@bucket/run", "s3://bucket/run"),
     "s3://KEY:sec@ret@bucket/run": ("s3://***@bucket/run", "s3://bucket/run"),
     "gs://anonymous@bucket/run": ("gs://anonymous@bucket/run", "gs://anonymous@bucket/run"),
     "abfs://box:secret@account.net/run": ("abfs://box:***@account.net/run", "abfs://box@account.net/run"),

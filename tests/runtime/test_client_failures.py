@@ -150,7 +150,7 @@ def test_who_hangs_is_told_of_and_then_dropped_as_who_raises(
     assert by_ray.rounds[0].results.failures[0].reason == (
         "training: round 0, client 3: activation_up of step 1: no progress for 15 s (runtime.timeout_seconds)"
     )
-    waits = r"waiting 1\d s for pool-0, cohort edge-group-0/0/1: training: activation_up of step 1 \(\d+ s\)"
+    waits = r"waiting \d+ s for pool-0, cohort edge-group-0/0/1: training: activation_up of step 1 \(\d+ s\)"
     assert any(re.fullmatch(waits, text) for text in said), said
 
 

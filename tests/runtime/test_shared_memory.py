@@ -22,7 +22,7 @@ def is_in_object_store(address: int) -> bool:
         span, *_, name = line.split(maxsplit=5)
         first, last = (int(end, 16) for end in span.split("-"))
         if first <= address < last:
-            return name.startswith("/dev/shm/")
+            return "plasma" in name or name.startswith("/dev/shm/")
     return False
 
 
