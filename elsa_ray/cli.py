@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from elsa_ray.config.errors import InputError
+from elsa_ray.runtime.heap import keep_freed_memory
 from elsa_ray.signals import Termination, terminable
 
 # Newer typers carry their own click: the common base of what it raises for a wrong command line.
@@ -350,7 +351,8 @@ def run_command(arguments: Sequence[str]) -> int:
 
 
 def main() -> Any:
-    """The entry point ``elsa-ray``."""
+    """The entry point ``elsa-ray``: this process is ours, so its heap may be set."""
+    keep_freed_memory()
     sys.exit(run_command(sys.argv[1:]))
 
 

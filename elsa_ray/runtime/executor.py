@@ -22,7 +22,6 @@ from elsa_ray.runtime.conductor import Conductor, Workers
 from elsa_ray.runtime.edge_server import EdgeServer
 from elsa_ray.runtime.failure import naming
 from elsa_ray.runtime.fingerprint import ALONE, NumericFingerprint, this_process
-from elsa_ray.runtime.heap import keep_freed_memory
 from elsa_ray.runtime.host import ModelHost
 from elsa_ray.runtime.jobs import CLOUD, host_names, host_of_node, pool_name, round_job
 from elsa_ray.runtime.pool import ClientPool, TrainedCohort
@@ -151,7 +150,6 @@ class InlineExecutor(ConductedExecutor):
     def __init__(self, setting: Setting, model: TripartiteModel, recipe: Recipe) -> None:
         self._threads_before = torch.get_num_threads()
         torch.set_num_threads(setting.config.runtime.threads)
-        keep_freed_memory()
         watch = Stopwatch(WallStage.COMPUTE, alone=False)
         super().__init__(setting, InlineWorkers(setting, model, recipe, watch), watch)
 

@@ -13,7 +13,8 @@ def keep_freed_memory() -> bool:
     """Ask glibc to give no freed memory back to the system, from now on and for this process.
 
     The activations of each step are as large as those of the one before. Given back in between, every page of them is
-    cleared and mapped anew by the system: a tenth of the time of small models. What the process holds is its peak.
+    cleared and mapped anew by the system: a tenth of the time of small models. What the process holds is its peak, so
+    this is for processes that do nothing else, and that start no others by a copy of themselves.
 
     Returns:
         Whether the C library can be asked (that of Linux can, others go on as they are).

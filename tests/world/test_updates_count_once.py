@@ -14,7 +14,7 @@ import pytest
 
 from elsa_ray.aggregation.weighted import weighted_mean
 from elsa_ray.model.adapters import Adapters
-from elsa_ray.runtime import host
+from elsa_ray.runtime import cloud, host
 from elsa_ray.runtime.jobs import GatherJob
 from elsa_ray.world.plan import WorkKey
 from tests.world.towns import TownRun, only_plan, town_config, train
@@ -54,7 +54,8 @@ def overhear(monkeypatch: pytest.MonkeyPatch) -> list[Mean]:
         return weighted_mean(adapter_sets, weights)
 
     monkeypatch.setattr(host.ModelHost, "gather", spied_gather)
-    monkeypatch.setattr(host, "weighted_mean", spied_mean)
+    for module in (host, cloud):
+        monkeypatch.setattr(module, "weighted_mean", spied_mean)
     return means
 
 
