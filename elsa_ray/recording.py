@@ -193,12 +193,13 @@ class Recorder:
     def _conclude(self, stop_reason: str | None) -> Run:
         """Write summary, adapter and report of all finished rounds, and show them."""
         self._folder.close()
+        workers = self._all_workers()
         summary = make_summary(
             self._prepared.setting,
             self._folder.totals,
             stop_reason=stop_reason,
-            hardware={**describe_hardware(), "workers": describe_workers(self._all_workers())},
-            unlike_workers=differences(self._all_workers()) if self._all_workers() else None,
+            hardware={**describe_hardware(), "workers": describe_workers(workers)},
+            unlike_workers=differences(workers) if workers else None,
             wall_seconds=self._wall_seconds(),
             worker_memory_bytes=self._worker_memory_bytes,
         )

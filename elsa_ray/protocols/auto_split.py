@@ -116,7 +116,8 @@ class SplitChooser:
         held_N = np.full(len(placed), NO_OPTION)
         if now is not None:
             held_N = np.array([self._options.index(now[client]) for client in placed.tolist()], np.int64)
-        if now is None:  # What clustering may ask for is refused before the run, too.
+        if now is None and self._config.clustering is not None:
+            # What clustering may ask for is refused before the run, too.
             self._fits(placed, edge_N, np.maximum(members_N, self._places_after_clustering()))
         fits = self._fits(placed, edge_N, members_N)
         chosen_N = balanced_splits(

@@ -126,7 +126,7 @@ class Elsa(Protocol):
             probe_holders=state.probe_holders | _reached(timeline, Role.PROBE),
             untold=state.untold - _told(self.setting, state, timeline),
             fingerprints={**state.fingerprints, **results.fingerprints},
-            away_since=_away_since(state, timeline),
+            away_since=_away_since(state, timeline) if self.config.clustering is not None else {},
         )
         excluded = tuple(sorted(c for c, own in after.trust.items() if own.is_excluded(after.round_index)))
         clustered = self._failed_over(self._clustered(after, timeline.down_nodes), timeline.down_nodes)
@@ -153,7 +153,7 @@ class Elsa(Protocol):
         computing_N = compute_seconds(self.setting, self._step, state.splits)
         latency_NK = self._round_trips.seconds(slice(None)) + computing_N[:, None]
         latency_NK[:, np.isin(self.setting.network.edges, down_nodes)] = np.inf
-        edges = new_edges(self.setting, clustering, state, latency_NK)
+        edges = new_edges(self.setting, clustering, state, own, latency_NK)
         state = replace(state, home_of_client={})
         left = max(1, self.config.rounds - state.round_index)
         splits = self._chooser.choose(edges, state.held_layers, state.splits, left)

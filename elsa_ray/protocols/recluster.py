@@ -76,22 +76,26 @@ def is_due(config: ClusteringConfig, num_clients: int, state: Known, own: frozen
     return len(own ^ state.clustered) > config.moved * num_clients
 
 
-def new_edges(setting: Setting, config: ClusteringConfig, state: Known, latency_NK: Floats) -> tuple[int, ...]:
+def new_edges(
+    setting: Setting, config: ClusteringConfig, state: Known, own: frozenset[int], latency_NK: Floats
+) -> tuple[int, ...]:
     """Return the node of each client's edge, PARKED for a client that no free edge serves in time.
 
-    Who is no member keeps a place by latency alone.
+    Who is none of the members ``own`` keeps a place by latency alone.
     """
-    clusters = _clusters(setting, config, state, latency_NK)
+    clusters = _clusters(setting, config, state, own, latency_NK)
     edges = clusters.edge_of_client_N
     nodes = np.where(edges == PARKED, PARKED, setting.network.edges[edges])
     return tuple(int(node) for node in nodes)
 
 
-def _clusters(setting: Setting, config: ClusteringConfig, state: Known, latency_NK: Floats) -> Clusters:
+def _clusters(
+    setting: Setting, config: ClusteringConfig, state: Known, own: frozenset[int], latency_NK: Floats
+) -> Clusters:
     num_clients = setting.num_clients
     trust_N = np.array([state.trust.get(client, TrustState()).score for client in range(num_clients)])
     capacity = setting.config.world.edges.capacity
-    rows = {client: state.fingerprints[client] for client in sorted(members(config, state))}
+    rows = {client: state.fingerprints[client] for client in sorted(own)}
     if config.form == "exact":
         width = setting.shape.hidden_size
         states = [rows[c].reshape(-1, width).astype(np.float64) if c in rows else None for c in range(num_clients)]
@@ -99,8 +103,8 @@ def _clusters(setting: Setting, config: ClusteringConfig, state: Known, latency_
     known_N = np.array([client in rows for client in range(num_clients)])
     mean_Nd = np.full((num_clients, config.dimensions), np.nan)
     covariance_Ndd = np.full((num_clients, config.dimensions, config.dimensions), np.nan)
-    own = [fingerprint_of_row(rows[client], config.dimensions) for client in np.flatnonzero(known_N).tolist()]
-    mean_Nd[known_N], covariance_Ndd[known_N] = stack(own)
+    fingerprints = [fingerprint_of_row(rows[client], config.dimensions) for client in np.flatnonzero(known_N).tolist()]
+    mean_Nd[known_N], covariance_Ndd[known_N] = stack(fingerprints)
     return cluster_and_assign(
         mean_Nd, covariance_Ndd, known_N, latency_NK, trust_N, capacity, config, setting.seed, state.round_index
     )
