@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -56,6 +56,8 @@ class StopConfig(Section):
 class ProtocolConfig(Section):
     """What every protocol has: rounds, local work, optimiser, participation, budgets."""
 
+    edges_compute: ClassVar[bool] = True
+    """Whether edges hold models; where they do not, no worker is started for them."""
     name: str
     rounds: PositiveInt = 5
     local_steps: PositiveInt | None = None
@@ -106,8 +108,9 @@ class ElsaConfig(ProtocolConfig):
 
 
 class FedAvgConfig(ProtocolConfig):
-    """Federated averaging: each client trains the whole model, the cloud averages."""
+    """Federated averaging: each client trains the whole model, the cloud averages; edges only route."""
 
+    edges_compute: ClassVar[bool] = False
     name: Literal["fedavg"] = "fedavg"
     codec: CodecChains = CodecChains()
 

@@ -36,6 +36,7 @@ from elsa_ray.runtime.fingerprint import NumericFingerprint, this_process
 from elsa_ray.runtime.gpu_memory import hold_to
 from elsa_ray.runtime.heap import keep_freed_memory
 from elsa_ray.runtime.host import ModelHost
+from elsa_ray.runtime.jobs import CLOUD
 from elsa_ray.runtime.metrics import WorkerMetrics
 from elsa_ray.runtime.pool import ClientPool, TrainedCohort
 from elsa_ray.runtime.stopwatch import Stopwatch
@@ -113,22 +114,24 @@ class _Actor:
 
 
 class HostActor(_Actor):
-    """Carries the cloud or an edge group."""
+    """Carries the cloud, or edge groups around one copy of the frozen weights."""
 
-    def __init__(self, kind: type[ModelHost], settings: WorkerSettings, packed: PackedModel) -> None:
+    def __init__(self, hosts: Sequence[str], settings: WorkerSettings, packed: PackedModel) -> None:
         self._device = settings.device
-        self._metrics = WorkerMetrics(settings.run, "cloud" if kind is Cloud else "edge")
+        is_cloud = CLOUD in hosts
+        self._metrics = WorkerMetrics(settings.run, "cloud" if is_cloud else "edge")
         model = settings.build_model(packed)
         self._watch = Stopwatch(alone=True)
-        self._host = kind(model, settings.recipe, self._watch)
+        kind: type[ModelHost] = Cloud if is_cloud else EdgeServer
+        self._hosts = {name: kind(model, settings.recipe, self._watch) for name in hosts}
 
-    def call(self, method: str, *arguments: Any) -> Any:
-        """Call a method of the host."""
+    def call(self, host: str, method: str, *arguments: Any) -> Any:
+        """Call a method of a host."""
         with self._metrics.timed(method), naming(method, ()), self._watch.spend(WallStage.COMPUTE):
-            return getattr(self._host, method)(*arguments)
+            return getattr(self._hosts[host], method)(*arguments)
 
     def take_wall_seconds(self) -> WallSeconds:
-        """Return what this host has spent its time on since it was asked last."""
+        """Return what this actor has spent its time on since it was asked last."""
         return self._watch.take()
 
 
@@ -151,8 +154,8 @@ class PoolActor(_Actor):
     async def train(
         self,
         cohort: Cohort,
-        host: Any,
-        host_name: str,
+        host_actor: Any,
+        host: str,
         adapter_down: Sequence[bytes | None],
         memories: Sequence[ClientMemory],
     ) -> TrainedCohort:
@@ -160,10 +163,10 @@ class PoolActor(_Actor):
         self._thread = threading.get_ident()
 
         async def ask_edge(request: EdgeRequest) -> Payloads:
-            what = f"{host_name} to answer {request.call.value} of step {request.step} of cohort {cohort.name}"
-            reference = host.call.remote("answer", cohort.ticket, request)
+            what = f"{host} to answer {request.call.value} of step {request.step} of cohort {cohort.name}"
+            reference = host_actor.call.remote(host, "answer", cohort.ticket, request)
             with self._metrics.timed("wait_for_edge"):
-                payloads: Payloads = await answer_of(reference, self._timeout_seconds, what, host_name)
+                payloads: Payloads = await answer_of(reference, self._timeout_seconds, what, host)
             return payloads
 
         with self._metrics.timed("train"):
@@ -237,6 +240,3 @@ def _reason(error: RayError) -> str:
     because = [line for line in lines if line.startswith("The actor is dead because")]
     line = (because or lines or [""])[0].partition(" Some common causes")[0]
     return f"{type(error).__name__}: {line}"
-
-
-HOST_KINDS: dict[bool, type[ModelHost]] = {True: Cloud, False: EdgeServer}

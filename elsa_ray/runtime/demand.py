@@ -55,15 +55,19 @@ def actors_wanted(setting: Setting) -> list[Wanted]:
     common = sum(number for name, number in of_device.items() if name not in runtime.pools_by_device)
     wanted = [
         Wanted("cloud", "runtime.cloud_resources", runtime.cloud_resources, (CLOUD,)),
-        Wanted("edge groups", "runtime.edge_resources", runtime.edge_resources, tuple(host_names(setting))),
         Wanted(
             "pools",
             "runtime.pool_resources",
             runtime.pool_resources,
-            pools=_number(runtime.pools, runtime.clients_per_pool, common),
+            number=_number(runtime.pools, runtime.clients_per_pool, common),
             clients=common,
         ),
     ]
+    edge_groups = tuple(host_names(setting))
+    if edge_groups:
+        asked = None if runtime.edge_actors == "auto" else runtime.edge_actors
+        edges = Wanted("edge groups", "runtime.edge_resources", runtime.edge_resources, edge_groups, asked)
+        wanted.insert(1, edges)
     for name, own in runtime.pools_by_device.items():
         number = own.pools
         if number == "auto" and runtime.clients_per_pool is not None:
@@ -73,7 +77,7 @@ def actors_wanted(setting: Setting) -> list[Wanted]:
                 f"pools of {name}",
                 f"runtime.pools_by_device.{name}",
                 own,
-                pools=None if number == "auto" else number,
+                number=None if number == "auto" else number,
                 clients=of_device[name],
                 devices=(name,),
             )

@@ -32,7 +32,7 @@ class Claim:
 def claims_of(wanted: Sequence[Wanted], needs: Sequence[Need]) -> list[Claim]:
     """Return the claims of the kinds that declare their memory."""
     return [
-        Claim(own.kind, own.where, need.num_gpus, need.gpu_memory_bytes, len(own.names) or own.pools or own.clients)
+        Claim(own.kind, own.where, need.num_gpus, need.gpu_memory_bytes, own.number or own.clients)
         for own, need in zip(wanted, needs, strict=True)
         if need.gpu_memory_bytes is not None
     ]

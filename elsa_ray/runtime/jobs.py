@@ -167,7 +167,9 @@ def host_of_node(setting: Setting, node: int) -> str:
 
 
 def host_names(setting: Setting) -> list[str]:
-    """Return the names of all edge groups, in order."""
+    """Return the names of all edge groups, in order; none where edges do not compute."""
+    if not setting.config.protocol.edges_compute:
+        return []
     return list(dict.fromkeys(host_of_node(setting, node) for node in setting.network.edges.tolist()))
 
 

@@ -10,11 +10,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+import numpy as np
+
+from elsa_ray.runtime.actor_numbers import bounded, num_fitting, num_whole
 from elsa_ray.runtime.gpu_claims import check_gpu_memory, claims_of
 from elsa_ray.runtime.resources import TINY, Need, Node, Wanted, need_text
-from elsa_ray.runtime.shares import decide_needs, times, with_cpus_of_pools
+from elsa_ray.runtime.shares import decide_needs, with_cpus_of_pools
 
 
 @dataclass(frozen=True)
@@ -22,16 +25,18 @@ class PlacedActor:
     """An actor of a run.
 
     Attributes:
-        name: ``cloud``, ``edge-group-0``, ``pool-0``.
+        name: ``cloud``, ``edge-group-0``, ``edge-groups-0-4``, ``pool-0``.
         kind: of ``Wanted``.
         need: what is reserved for it.
         node_id: where; None where there is no room yet.
+        hosts: what it carries; none for a pool.
     """
 
     name: str
     kind: str
     need: Need
     node_id: str | None
+    hosts: tuple[str, ...] = ()
 
 
 def device_of(placed: PlacedActor, device: str) -> str:
@@ -44,7 +49,7 @@ class Placement:
     """All actors of a run.
 
     Attributes:
-        hosts: cloud and edge groups.
+        hosts: actors of the cloud and of the edge groups.
         pools: client pools; their order numbers them.
         pools_of_device: positions of the pools for clients by their device; all others take ``common_pools``.
         common_pools: positions.
@@ -68,7 +73,7 @@ class Placement:
         for position, pool in enumerate(self.pools):
             if pool.node_id is not None:
                 on_node.setdefault(pool.node_id, set()).add(position)
-        return {host.name: frozenset(on_node.get(host.node_id or "", ())) for host in self.hosts}
+        return {host: frozenset(on_node.get(own.node_id or "", ())) for own in self.hosts for host in own.hosts}
 
     def pools_for(self, devices: Sequence[str]) -> tuple[int, ...]:
         """Return the pools for clients with these devices: those of most of them, of equally many of the first.
@@ -92,7 +97,9 @@ class Placement:
             waiting = f"{counts[None]} wait for room" if counts[None] else ""
             each = " each" if len(own) > 1 else ""
             told = "; ".join(part for part in (f"{need_text(own[0].need)}{each}", nodes, waiting) if part)
-            lines.append(f"{len(own)} {_singular(kind) if len(own) == 1 else kind}: {told}")
+            number = sum(len(actor.hosts) for actor in own) or len(own)
+            actors = f" in {_counted(len(own), 'actor')}" if number > len(own) else ""
+            lines.append(f"{number} {_singular(kind) if number == 1 else kind}{actors}: {told}")
         return lines
 
 
@@ -118,37 +125,46 @@ def place(
     Raises:
         InputError: actors that Ray could put on one GPU may take more memory than it has.
     """
-    wanted = [_bounded(own, nodes, on_gpu=on_gpu) for own in wanted if not own.is_pools or own.clients > 0]
+    wanted = [bounded(own, nodes, on_gpu=on_gpu) for own in wanted if not own.is_pools or own.clients > 0]
     needs = decide_needs(nodes, wanted, on_gpu=on_gpu)
+    names = [_host_actors(own) for own in wanted]
     if on_gpu:
         sizes = [size for node in nodes for size in node.gpu_memory_bytes]
         check_gpu_memory(claims_of(wanted, needs), sizes, gpu_context_bytes)
     room = _Room(nodes, threads, pool_memory_bytes)
     # What needs room gets it before the pools take all of it; what needs none goes where the pools then are.
     node_of: dict[str, str | None] = {}
-    for own, need in zip(wanted, needs, strict=True):
+    for own, need in zip(names, needs, strict=True):
         if need.bundle:
-            node_of |= {name: room.take_host(need) for name in own.names}
+            node_of |= {name: room.take_host(need) for name in own}
     needs = with_cpus_of_pools(nodes, wanted, needs, room.cpus_of_hosts, threads)
     pools = _place_pools(nodes, wanted, needs, room)
     pools_on = Counter(node for own in pools for node in own if node is not None)
-    for own, need in zip(wanted, needs, strict=True):
+    for own, need in zip(names, needs, strict=True):
         if not need.bundle:
-            node_of |= _beside_pools(own.names, nodes, pools_on)
+            node_of |= _beside_pools([*own], nodes, pools_on)
     hosts = [
-        PlacedActor(name, own.kind, need, node_of[name])
-        for own, need in zip(wanted, needs, strict=True)
-        for name in own.names
+        PlacedActor(name, own.kind, need, node_of[name], carried)
+        for own, need, of_kind in zip(wanted, needs, names, strict=True)
+        for name, carried in of_kind.items()
     ]
     return _numbered(tuple(nodes), wanted, needs, tuple(hosts), pools)
 
 
-def _bounded(own: Wanted, nodes: Sequence[Node], *, on_gpu: bool) -> Wanted:
-    """Return pools that are no more than their clients; where pools share GPUs equally, as many as there are GPUs."""
-    pools = own.pools
-    if on_gpu and own.is_pools and own.asked.num_gpus == "auto" and own.asked.gpu_memory is None and pools is None:
-        pools = max(1, int(sum(node.total.get("GPU", 0.0) for node in nodes)))
-    return own if pools is None else replace(own, pools=min(pools, own.clients))
+def _host_actors(own: Wanted) -> dict[str, tuple[str, ...]]:
+    """Return the names of the actors of a kind, and the hosts that each carries: about as many, neighbours together."""
+    if own.is_pools:
+        return {}
+    parts = np.array_split(np.array(own.hosts), own.number or 1)
+    return {_actor_name(part.tolist()): tuple(part.tolist()) for part in parts}
+
+
+def _actor_name(hosts: Sequence[str]) -> str:
+    """Return its host's name, or of several such as ``edge-groups-0-4``."""
+    if len(hosts) == 1:
+        return hosts[0]
+    numbers = [host.rpartition("-")[2] for host in (hosts[0], hosts[-1])]
+    return "-".join(["edge-groups", *numbers])
 
 
 class _Room:
@@ -235,9 +251,9 @@ def _place_pools(
     """Return the nodes of the pools of each kind: first those of a stated number, then as many as fit."""
     placed: list[list[str | None]] = [[] for _ in wanted]
     for position, (own, need) in enumerate(zip(wanted, needs, strict=True)):
-        for _ in range(own.pools or 0):
+        for _ in range(0 if own.hosts else own.number or 0):
             placed[position].append(room.take_pool(need, only_useful=False))
-    open_kinds = [position for position, own in enumerate(wanted) if own.is_pools and own.pools is None]
+    open_kinds = [position for position, own in enumerate(wanted) if own.is_pools and own.number is None]
     while open_kinds:
         next_ = min(open_kinds, key=lambda position: len(placed[position]) / wanted[position].clients)
         node = room.take_pool(needs[next_], only_useful=True)
@@ -255,12 +271,8 @@ def _place_pools(
 
 def _expected_pools(nodes: Sequence[Node], own: Wanted, need: Need) -> int:
     """Return how many pools to wait for where none fits now: as many as if nobody else were there, else one a CPU."""
-    fitting = (
-        sum(min(times(node.total.get(name, 0.0), amount) for name, amount in need.bundle.items()) for node in nodes)
-        if need.bundle
-        else 0
-    )
-    cpus = int(sum(node.total.get("CPU", 0.0) for node in nodes))
+    fitting = num_fitting(nodes, need) if need.bundle else 0
+    cpus = num_whole(nodes, "CPU")
     return max(1, min(fitting or cpus, cpus, own.clients))
 
 

@@ -1,4 +1,4 @@
-"""The Ray executor: one cloud, one edge server per edge group, a few client pools."""
+"""The Ray executor: one cloud, actors with the edge groups, a few client pools."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from elsa_ray.protocols.protocol import RoundReport, RoundResults
 from elsa_ray.protocols.setting import Setting
 from elsa_ray.protocols.wall_time import WallSeconds
 from elsa_ray.runtime.actors import (
-    HOST_KINDS,
     WATCHING,
     HostActor,
     PoolActor,
@@ -166,7 +165,8 @@ class _RayWorkers(Workers):
         self._status = status
         self._config = config.runtime
         self._timeout_seconds = config.runtime.timeout_seconds
-        self._hosts: dict[str, Any] = {}
+        self._host_actors: dict[str, Any] = {}
+        self._actor_of_host = {host: own.name for own in placement.hosts for host in own.hosts}
         self._pools: dict[int, Any] = {}
         self._working: set[int] = set()
         self._settings = WorkerSettings(
@@ -191,7 +191,7 @@ class _RayWorkers(Workers):
         self._reservation = Reservation(placement, self._run_name)
         try:
             for placed in placement.hosts:
-                self._start_host(placed.name)
+                self._start_host_actor(placed.name)
             for pool in range(self.num_pools):
                 self._start_pool(pool)
             self._wait_until_ready(config.runtime.startup_timeout_seconds, status)
@@ -200,10 +200,10 @@ class _RayWorkers(Workers):
             raise
         self._working.update(self._pools)
 
-    def _start_host(self, name: str) -> None:
-        actor: Any = ray.remote(HostActor).options(**self._options(self._placed[name]))
-        settings = self._settings_of(self._placed[name])
-        self._hosts[name] = actor.remote(HOST_KINDS[name == CLOUD], settings, self._packed.reference)
+    def _start_host_actor(self, name: str) -> None:
+        placed = self._placed[name]
+        actor: Any = ray.remote(HostActor).options(**self._options(placed))
+        self._host_actors[name] = actor.remote(placed.hosts, self._settings_of(placed), self._packed.reference)
 
     def _start_pool(self, pool: int) -> None:
         placed = self.placement.pools[pool]
@@ -289,20 +289,21 @@ class _RayWorkers(Workers):
     async def recover(self, loss: WorkerLostError) -> None:
         self.metrics.failed("round")
         self._renew_shared()
-        await all_of(self._recover_host(name, is_lost=name == loss.worker) for name in self._hosts)
+        lost = self._actor_of_host.get(loss.worker)
+        await all_of(self._recover_host_actor(name, is_lost=name == lost) for name in self._host_actors)
         await all_of(self._recover_pool(pool) for pool in sorted(self._working))
 
-    async def _recover_host(self, name: str, *, is_lost: bool) -> None:
+    async def _recover_host_actor(self, name: str, *, is_lost: bool) -> None:
         if not is_lost:
             try:
-                await self._call(self._hosts[name].ready.remote(), f"{name} to answer", name)
+                await self._call(self._host_actors[name].ready.remote(), f"{name} to answer", name)
                 return
             except WorkerLostError as loss:
                 self.tell(f"{loss}; it is replaced")
         self.metrics.failed("cloud" if name == CLOUD else "edge")
-        ray.kill(self._hosts[name])
-        self._start_host(name)
-        await self._until_ready(name, lambda: self._hosts[name], lambda: self._start_host(name))
+        ray.kill(self._host_actors[name])
+        self._start_host_actor(name)
+        await self._until_ready(name, lambda: self._host_actors[name], lambda: self._start_host_actor(name))
 
     async def _recover_pool(self, pool: int) -> None:
         name = pool_name(pool)
@@ -321,13 +322,17 @@ class _RayWorkers(Workers):
             return await answer_of(reference, self._timeout_seconds, what, worker)
 
     async def call_host(self, host: str, method: str, *arguments: Any) -> Any:
-        return await self._call(self._hosts[host].call.remote(method, *arguments), f"{host} to do {method}", host)
+        reference = self._actor_with(host).call.remote(host, method, *arguments)
+        return await self._call(reference, f"{host} to do {method}", host)
+
+    def _actor_with(self, host: str) -> Any:
+        return self._host_actors[self._actor_of_host[host]]
 
     async def train(
         self, pool: int, cohort: Cohort, host: str, adapter_down: list[bytes | None], memories: list[ClientMemory]
     ) -> TrainedCohort:
         actor, name = self._pools[pool], pool_name(pool)
-        reference = actor.train.remote(cohort, self._hosts[host], host, adapter_down, memories)
+        reference = actor.train.remote(cohort, self._actor_with(host), host, adapter_down, memories)
         # Each step may wait for its edge as long as any wait; the pool's other cohorts may take as long again.
         patience = self._timeout_seconds * (1 + cohort.num_steps) * self.in_flight
         limits = {"timeout_seconds": self._timeout_seconds, "patience_seconds": patience}
@@ -352,12 +357,12 @@ class _RayWorkers(Workers):
 
     def end(self) -> None:
         """Kill all actors and give their room back."""
-        for actor in [*self._pools.values(), *self._hosts.values()]:
+        for actor in [*self._pools.values(), *self._host_actors.values()]:
             ray.kill(actor)
         self._reservation.end()
 
     def take_wall_seconds(self) -> Mapping[str, WallSeconds]:
-        actors = {**self._hosts, **{pool_name(pool): self._pools[pool] for pool in sorted(self._working)}}
+        actors = {**self._host_actors, **{pool_name(pool): self._pools[pool] for pool in sorted(self._working)}}
         waiting = {actor.take_wall_seconds.remote(): name for name, actor in actors.items()}
         done, _ = ray.wait(list(waiting), num_returns=len(waiting), timeout=_PROFILE_SECONDS)
         taken: dict[str, WallSeconds] = {}
@@ -368,7 +373,7 @@ class _RayWorkers(Workers):
         return {name: taken[name] for name in actors if name in taken}
 
     def peak_memory_bytes(self) -> int:
-        actors = [*(self._pools[pool] for pool in sorted(self._working)), *self._hosts.values()]
+        actors = [*(self._pools[pool] for pool in sorted(self._working)), *self._host_actors.values()]
         answers, _ = ray.wait(
             [actor.peak_memory_bytes.remote() for actor in actors],
             num_returns=len(actors),
@@ -382,7 +387,7 @@ class _RayWorkers(Workers):
         return total
 
     def _wait_until_ready(self, timeout_seconds: float, status: Status) -> None:
-        waiting: dict[Any, str] = {actor.ready.remote(): name for name, actor in self._hosts.items()}
+        waiting: dict[Any, str] = {actor.ready.remote(): name for name, actor in self._host_actors.items()}
         waiting |= {actor.ready.remote(): pool_name(pool) for pool, actor in self._pools.items()}
         deadline, total = time.monotonic() + timeout_seconds, len(waiting)
         while waiting:

@@ -69,8 +69,8 @@ class Wanted:
         kind: in words, such as ``edge groups`` or ``pools of phone``.
         where: the config field of their resources.
         asked: these resources.
-        names: of the actors; pools have none yet.
-        pools: their number; None for as many as fit. Not for hosts.
+        hosts: what the actors carry: the cloud, or edge groups; pools carry none.
+        number: of the actors, at most one for each host; None for as many as are of use.
         clients: whom pools serve: there are never more pools than that.
         devices: kinds of devices of these clients; None for all that no other pools serve.
     """
@@ -78,15 +78,15 @@ class Wanted:
     kind: str
     where: str
     asked: ActorResources
-    names: tuple[str, ...] = ()
-    pools: int | None = None
+    hosts: tuple[str, ...] = ()
+    number: int | None = None
     clients: int = 0
     devices: tuple[str, ...] | None = None
 
     @property
     def is_pools(self) -> bool:
         """Whether these are client pools."""
-        return not self.names
+        return not self.hosts
 
 
 def need_text(need: Need) -> str:

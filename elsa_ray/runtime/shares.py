@@ -50,7 +50,7 @@ def with_cpus_of_pools(
         cpus = [node.total.get("CPU", 0.0) - taken.get(node.node_id, 0.0) for node in nodes if _could_fit(node, need)]
         # Kinds with the same custom resources share the same CPUs.
         rivals = sum(
-            other.pools or 0
+            other.number or 0
             for other, is_rival in zip(wanted, auto, strict=True)
             if is_rival and other.asked.custom == own.asked.custom
         )
@@ -90,7 +90,7 @@ def _gpu_shares(nodes: Sequence[Node], wanted: Sequence[Wanted]) -> list[float]:
     sizes = [size for node in nodes for size in node.gpu_memory_bytes]
     num_gpus = int(sum(node.total.get("GPU", 0.0) for node in nodes))
     stated = [_stated_gpu_share(own.asked, sizes) for own in wanted]
-    numbers = [len(own.names) or own.pools or 0 for own in wanted]
+    numbers = [own.number or 0 for own in wanted]
     pairs = list(zip(stated, numbers, strict=True))
     reserved = sum(number * share for share, number in pairs if share is not None)
     equal = sum(number for share, number in pairs if share is None)

@@ -11,6 +11,8 @@ import pytest
 from elsa_ray.config.errors import InputError
 from elsa_ray.model.split import Split, whole
 from elsa_ray.prepare import Prepared, prepare
+from elsa_ray.runtime.demand import place_run
+from elsa_ray.runtime.resources import Node
 
 from ..helpers import run_config, write_texts
 from .memory import frozen_at_edge, needed, needed_at_edge
@@ -106,7 +108,10 @@ def test_a_split_of_one_choice_is_refused_as_a_fixed_one(dataset: dict[str, str]
 
 def test_edges_of_federated_averaging_hold_nothing(dataset: dict[str, str]) -> None:
     world = {"edges": {"device": EDGE | {"memory_bytes": 1}}}
-    prepare(run_config(dataset, protocol={"name": "fedavg"}, world=world))
+    prepared = prepare(run_config(dataset, protocol={"name": "fedavg"}, world=world))
+    assert len(prepared.setting.network.edges) > 0
+    placement = place_run(prepared.setting, [Node("a", "a", {"CPU": 2.0}, {"CPU": 2.0})])
+    assert [own.name for own in placement.hosts] == ["cloud"], "and no worker is started for them"
 
 
 def test_all_that_are_too_small_are_counted(dataset: dict[str, str]) -> None:

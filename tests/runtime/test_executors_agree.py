@@ -78,13 +78,14 @@ def inline(topic_data: Path) -> dict[str, Finished]:
         ("elsa", "runtime.pools=1"),
         ("elsa", "runtime.pools=2"),
         ("elsa", "runtime.pools=3"),
+        ("elsa", "runtime.edge_actors=1"),
         ("fedavg", "runtime.pools=2"),
     ],
 )
 def test_ray_gives_the_bits_of_inline(
     protocol: str, runtime: str, inline: dict[str, Finished], topic_data: Path, ray_cluster: None
 ) -> None:
-    """Pools 1, 2, 3: more than the two CPUs of the test cluster."""
+    """Pools 1, 2, 3: more than the two CPUs of the test cluster; edge groups in an actor each, or both in one."""
     config = small_config(topic_data, runtime, **PROTOCOLS[protocol])
     assert_same_run(execute(config, "ray"), inline[protocol])
 

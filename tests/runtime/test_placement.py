@@ -32,6 +32,7 @@ def node(
 def wanted(
     *,
     edges: int = 2,
+    edge_actors: int | None = None,
     pools: int | None = None,
     clients: int = 100,
     cloud: ActorResources | None = None,
@@ -45,14 +46,15 @@ def wanted(
             "runtime.edge_resources",
             edge or ActorResources(),
             tuple(f"edge-group-{number}" for number in range(edges)),
+            edge_actors,
         ),
-        Wanted("pools", "runtime.pool_resources", pool or PoolResources(), pools=pools, clients=clients),
+        Wanted("pools", "runtime.pool_resources", pool or PoolResources(), number=pools, clients=clients),
     ]
 
 
 def phones(number: int | None, clients: int, **asked: Any) -> Wanted:
     where = "runtime.pools_by_device.phone"
-    return Wanted("pools of phone", where, PoolResources(**asked), pools=number, clients=clients, devices=("phone",))
+    return Wanted("pools of phone", where, PoolResources(**asked), number=number, clients=clients, devices=("phone",))
 
 
 def placed(nodes: list[Node], asked: list[Wanted], **options: Any) -> Placement:
@@ -69,6 +71,43 @@ def test_one_machine_has_a_pool_for_each_cpu() -> None:
     assert where(placement) == dict.fromkeys(("cloud", "edge-group-0", "edge-group-1", "pool-0", "pool-1"), "a")
     assert [pool.need.bundle for pool in placement.pools] == [{"CPU": 1.0}] * 2
     assert [host.need.bundle for host in placement.hosts] == [{}] * 3
+
+
+def carried(placement: Placement) -> dict[str, int]:
+    return {actor.name: len(actor.hosts) for actor in placement.hosts if actor.kind == "edge groups"}
+
+
+def test_many_edge_groups_share_an_actor_for_each_cpu() -> None:
+    """Each takes the memory of a process; more of them than CPUs would compute nothing sooner."""
+    placement = placed([node("a", 2)], wanted(edges=11))
+    assert carried(placement) == {"edge-groups-0-5": 6, "edge-groups-6-10": 5}
+    assert placement.lines()[1] == "11 edge groups in 2 actors: 0 CPU each; on 1 node: 1 of 2 CPU"
+    assert set(placement.near()) == {"cloud", *(f"edge-group-{n}" for n in range(11))}
+    assert set(placement.near().values()) == {frozenset({0, 1})}
+    stated = placed([node("a", 2)], wanted(edges=4, edge_actors=3))
+    assert carried(stated) == {"edge-groups-0-1": 2, "edge-group-2": 1, "edge-group-3": 1}
+    assert len(carried(placed([node("a", 2)], wanted(edges=4, edge_actors=9)))) == 4, "never more than groups"
+
+
+def test_no_more_edge_actors_than_find_room() -> None:
+    half = placed([node("a", 8, gpu_gb=(80,)), node("b", 8)], wanted(edges=40, edge=ActorResources(num_gpus=0.5)))
+    assert len(carried(half)) == 2 and {own.node_id for own in half.hosts if own.kind == "edge groups"} == {"a"}
+    equal = placed([node("a", 8, gpu_gb=(80, 80))], wanted(edges=40), on_gpu=True)
+    assert len(carried(equal)) == 2, "one a GPU, as pools"
+    quarter = wanted(edges=40, edge=ActorResources(gpu_memory="20 GB"))
+    assert len(carried(placed([node("a", 8, gpu_gb=(80,))], quarter, on_gpu=True))) == 4
+    special = placed([node("a", 8, phones=1.0)], wanted(edges=40, edge=ActorResources(custom={"phones": 0.4})))
+    assert len(carried(special)) == 2
+
+
+@given(st.integers(1, 60), st.integers(1, 20))
+@settings(max_examples=50)
+def test_each_edge_group_has_one_actor(edges: int, actors: int) -> None:
+    placement = placed([node("a", 64)], wanted(edges=edges, edge_actors=actors))
+    groups = [host for actor in placement.hosts if actor.kind == "edge groups" for host in actor.hosts]
+    assert groups == [f"edge-group-{number}" for number in range(edges)]
+    numbers = carried(placement).values()
+    assert len(numbers) == min(edges, actors) and max(numbers) - min(numbers) <= 1
 
 
 def test_edges_stand_beside_pools_in_proportion() -> None:

@@ -69,6 +69,23 @@ def test_pool_edge_and_cloud_die_and_no_bit_changes(
     assert "cloud to do send_model" in told and "round 2 is done again from its start (1 of 3)" in told
 
 
+def test_an_actor_with_several_edge_groups_dies_and_no_bit_changes(
+    topic_data: Path, tmp_path: Path, ray_cluster: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The second group's work finds it out, or the first one's; what both held is done again."""
+
+    def config(*incidents: dict[str, Any]) -> Any:
+        return small_config(topic_data, "runtime.edge_actors=1", "topology.clients=5", codec=chains(*incidents))
+
+    undisturbed = execute(config(), "inline")
+    disturbed = execute(
+        config({"what": "die", "client": 3, "round": 0, "role": "gradient_down", "once": str(tmp_path / "edge")}), "ray"
+    )
+    assert os.listdir(tmp_path) == ["edge"]
+    assert_same_to_the_bit(disturbed, undisturbed)
+    assert "round 0 is done again from its start (1 of 3)" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("incident", "runtime", "message"),
     [
