@@ -19,6 +19,7 @@ from torch import Tensor
 
 from elsa_ray.codecs.chain import WIRE_DTYPES, CodecChain, Memory, Reader, tensor_bytes
 from elsa_ray.codecs.codec import CodecContext, Maker
+from elsa_ray.codecs.flat import cut, joined
 from elsa_ray.codecs.stages import widths_of
 from elsa_ray.config.errors import InputError
 from elsa_ray.world.roles import Role
@@ -121,8 +122,7 @@ def encode_adapters(
     """
     if chain.is_plain and tensors:
         # The same bytes as below, with one call instead of one a tensor.
-        flat = torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
-        return _frame(chain, role, context, (len(tensors), 0, 0), chain.encode(flat[None], context))
+        return _frame(chain, role, context, (len(tensors), 0, 0), chain.encode(joined(tensors)[None], context))
     held = memories or [()] * len(tensors)
     body = b"".join(
         chain.encode(_as_rows(tensor), replace(context, tensor=position), memory)
@@ -157,26 +157,30 @@ def encode_frozen(tensors: list[Tensor], context: CodecContext) -> bytes:
 
 
 def decode_adapters(
-    chain: CodecChain, role: Role, payload: bytes, shapes: list[tuple[int, ...]], context: CodecContext
+    chain: CodecChain,
+    role: Role,
+    payload: bytes,
+    shapes: Sequence[tuple[int, ...]],
+    context: CodecContext,
+    dtype: torch.dtype | None = None,
 ) -> list[Tensor]:
-    """Decode adapter tensors of known shapes.
+    """Decode adapter tensors of known shapes, as numbers of a type; None: as the chain computes.
 
     Raises:
         PayloadError: the payload is damaged or not what is expected.
     """
     _, body = open_payload(chain, role, payload, context)
     if chain.is_plain:
-        counts = [math.prod(shape) for shape in shapes]
-        _check_length(len(body), int(chain.body_bytes(1, sum(counts))))
-        pieces = chain.decode(body, 1, sum(counts), context)[0].split(counts)
-        return [piece.reshape(shape) for piece, shape in zip(pieces, shapes, strict=True)]
+        count = sum(math.prod(shape) for shape in shapes)
+        _check_length(len(body), count * chain.number_format.itemsize)
+        return cut(chain.decode(body, 1, count, context)[0].to(dtype), tuple(shapes))
     sizes = [int(chain.body_bytes(*_rows_and_width(shape))) for shape in shapes]
     _check_length(len(body), sum(sizes))
     tensors: list[Tensor] = []
     for shape, size in zip(shapes, sizes, strict=True):
         rows, width = _rows_and_width(shape)
         own_context = replace(context, tensor=len(tensors))
-        tensors.append(chain.decode(body[:size], rows, width, own_context).reshape(shape))
+        tensors.append(chain.decode(body[:size], rows, width, own_context).reshape(shape).to(dtype))
         body = body[size:]
     return tensors
 

@@ -19,7 +19,7 @@ from elsa_ray.protocols.protocol import ProtocolState, RoundResults
 from elsa_ray.protocols.setting import Setting
 from elsa_ray.runtime.conductor import Conductor
 from elsa_ray.runtime.executor import InlineExecutor, InlineWorkers
-from elsa_ray.runtime.pool import AskEdge, ClientPool, TrainedCohort
+from elsa_ray.runtime.pool import AskEdge, ClientPool, TrainedCohort, Uploads
 from elsa_ray.tasks.task import Task
 from elsa_ray.training.client import EdgeCall, EdgeRequest
 from elsa_ray.training.cohort import CALIBRATION, Cohort, Member
@@ -138,7 +138,7 @@ class TappedPool(ClientPool):
         adapter_down: Sequence[bytes | None],
         memories: Sequence[ClientMemory],
         ask_edge: AskEdge,
-    ) -> TrainedCohort:
+    ) -> tuple[TrainedCohort, Uploads]:
         """Train a cohort as any pool."""
         self._tap.begin(cohort)
 

@@ -38,7 +38,7 @@ from elsa_ray.runtime.heap import keep_freed_memory
 from elsa_ray.runtime.host import ModelHost
 from elsa_ray.runtime.jobs import CLOUD
 from elsa_ray.runtime.metrics import WorkerMetrics
-from elsa_ray.runtime.pool import ClientPool, TrainedCohort
+from elsa_ray.runtime.pool import ClientPool, TrainedCohort, Uploads
 from elsa_ray.runtime.stopwatch import Stopwatch
 from elsa_ray.runtime.weights import PackedModel, unpack_model
 from elsa_ray.tasks.task import Task
@@ -46,7 +46,7 @@ from elsa_ray.training.client import EdgeRequest
 from elsa_ray.training.cohort import Cohort
 from elsa_ray.training.evaluation import Score
 from elsa_ray.training.failure import Doing, NamedError
-from elsa_ray.training.memory import ClientMemory
+from elsa_ray.training.memory import ClientMemory, CutMemory
 from elsa_ray.training.messages import Payloads
 from elsa_ray.training.recipe import Recipe
 
@@ -130,6 +130,11 @@ class HostActor(_Actor):
         with self._metrics.timed(method), naming(method, ()), self._watch.spend(WallStage.COMPUTE):
             return getattr(self._hosts[host], method)(*arguments)
 
+    @ray.method(num_returns=2)
+    def start_cohort(self, host: str, cohort: Cohort, memories: Sequence[CutMemory]) -> tuple[None, list[bytes | None]]:
+        """Let a host start a cohort. The second value goes to a pool as it lies; the first says that it is there."""
+        return None, self.call(host, "start_cohort", cohort, memories)
+
     def take_wall_seconds(self) -> WallSeconds:
         """Return what this actor has spent its time on since it was asked last."""
         return self._watch.take()
@@ -151,6 +156,7 @@ class PoolActor(_Actor):
         self._watch = Stopwatch(alone=True)
         self._pool = ClientPool(model, settings.recipe, task, self._watch)
 
+    @ray.method(num_returns=2)
     async def train(
         self,
         cohort: Cohort,
@@ -158,8 +164,8 @@ class PoolActor(_Actor):
         host: str,
         adapter_down: Sequence[bytes | None],
         memories: Sequence[ClientMemory],
-    ) -> TrainedCohort:
-        """Train a cohort against its host; see ClientPool.train."""
+    ) -> tuple[TrainedCohort, Uploads]:
+        """Train a cohort against its host; see ClientPool.train. The second value goes to the host as it lies."""
         self._thread = threading.get_ident()
 
         async def ask_edge(request: EdgeRequest) -> Payloads:

@@ -63,11 +63,19 @@ class Workers(Pools):
     async def call_host(self, host: str, method: str, *arguments: Any) -> Any:
         """Call a method of a host (``cloud`` or an edge group) and return what it returns."""
 
+    async def start_cohort(self, host: str, cohort: Cohort, memories: list[CutMemory]) -> Any:
+        """Let a host start a cohort; returns the members' adapter_down payloads, or a handle to them for ``train``."""
+        return await self.call_host(host, "start_cohort", cohort, memories)
+
     @abstractmethod
     async def train(
-        self, pool: int, cohort: Cohort, host: str, adapter_down: list[bytes | None], memories: list[ClientMemory]
-    ) -> TrainedCohort:
-        """Let a pool train a cohort against its host; see ClientPool.train."""
+        self, pool: int, cohort: Cohort, host: str, adapter_down: Any, memories: list[ClientMemory]
+    ) -> tuple[TrainedCohort, Any]:
+        """Let a pool train a cohort against its host; see ClientPool.train.
+
+        Returns:
+            What came of it, and the members' adapter_up payloads, or a handle to them for the host.
+        """
 
     @abstractmethod
     async def score(self, pool: int, adapters: Any, piece: int, split: Split | None) -> Score:
@@ -290,17 +298,18 @@ class Conductor:
         self, cohort: Cohort, place: Place, places: Places, host: str, books: _RoundBooks
     ) -> tuple[TrainedCohort, list[CutMemory]]:
         """Train a cohort, or attempt it; nothing of it counts before it has come to its end."""
-        call = self._workers.call_host
         before = [books.memories.get(member.key.client, NOTHING) for member in cohort.members]
-        adapter_down = await call(host, "start_cohort", cohort, [memory.edge for memory in before])
+        adapter_down = await self._workers.start_cohort(host, cohort, [memory.edge for memory in before])
         at_clients = [memory.client for memory in before]
         nothing: list[None] = [None] * len(cohort.members)
-        trained = TrainedCohort([*nothing], [*nothing], {}, at_clients, ByteMeter())
+        trained, uploads = TrainedCohort([*nothing], {}, at_clients, ByteMeter()), [*nothing]
         if not places.is_there(place):
             raise _PlaceGoneError
         if cohort.active_keys:
-            trained = await self._workers.train(place.pool, cohort, host, adapter_down, at_clients)
-        at_edge = await call(host, "finish_cohort", cohort.ticket, trained.uploads, trained.reports, trained.diverged)
+            trained, uploads = await self._workers.train(place.pool, cohort, host, adapter_down, at_clients)
+        at_edge = await self._workers.call_host(
+            host, "finish_cohort", cohort.ticket, uploads, trained.reports, trained.diverged
+        )
         return trained, at_edge
 
     async def _evaluate(self, model: Adapters, places: Places, split: Split | None) -> Score:

@@ -24,7 +24,7 @@ from elsa_ray.runtime.failure import naming
 from elsa_ray.runtime.fingerprint import ALONE, NumericFingerprint, this_process
 from elsa_ray.runtime.host import ModelHost
 from elsa_ray.runtime.jobs import CLOUD, host_names, host_of_node, pool_name, round_job
-from elsa_ray.runtime.pool import ClientPool, TrainedCohort
+from elsa_ray.runtime.pool import ClientPool, TrainedCohort, Uploads
 from elsa_ray.runtime.stopwatch import Stopwatch
 from elsa_ray.training.client import EdgeRequest
 from elsa_ray.training.cohort import Cohort
@@ -186,7 +186,7 @@ class InlineWorkers(Workers):
 
     async def train(
         self, pool: int, cohort: Cohort, host: str, adapter_down: list[bytes | None], memories: list[ClientMemory]
-    ) -> TrainedCohort:
+    ) -> tuple[TrainedCohort, Uploads]:
         """Train a cohort here and now."""
 
         async def ask_edge(request: EdgeRequest) -> Payloads:

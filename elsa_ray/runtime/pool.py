@@ -41,7 +41,6 @@ class TrainedCohort:
     """What the clients of a cohort give back, in the order of the members.
 
     Attributes:
-        uploads: adapter_up payloads; None of members that have failed before.
         reports: fingerprint payloads, where clients report their answers to the probes themselves; else None.
         losses: mean training losses.
         memories: what the clients remember.
@@ -49,7 +48,6 @@ class TrainedCohort:
         diverged: members whose loss or adapters are not finite.
     """
 
-    uploads: list[bytes | None]
     reports: list[bytes | None]
     losses: dict[WorkKey, float]
     memories: list[ClientMemory]
@@ -57,6 +55,8 @@ class TrainedCohort:
     diverged: tuple[WorkKey, ...] = ()
 
 
+Uploads = list[bytes | None]
+"""adapter_up payloads in the order of the members; None of members that have failed before."""
 AskEdge = Callable[[EdgeRequest], Awaitable[Payloads]]
 
 
@@ -82,8 +82,10 @@ class ClientPool:
         adapter_down: Sequence[bytes | None],
         memories: Sequence[ClientMemory],
         ask_edge: AskEdge,
-    ) -> TrainedCohort:
-        """Train a cohort; other cohorts may be worked on while ``ask_edge`` waits.
+    ) -> tuple[TrainedCohort, Uploads]:
+        """Train a cohort, and return what came of it with the members' adapter_up payloads.
+
+        Other cohorts may be worked on while ``ask_edge`` waits.
 
         Args:
             cohort: whose training.
@@ -124,9 +126,9 @@ class ClientPool:
         memories: Sequence[ClientMemory],
         meter: ByteMeter,
         where: Whereabouts,
-    ) -> TrainedCohort:
+    ) -> tuple[TrainedCohort, Uploads]:
         """Return what the members send after their training."""
-        uploads: list[bytes | None] = []
+        uploads: Uploads = []
         reports: list[bytes | None] = []
         remembered: list[ClientMemory] = []
         losses, diverged = {}, []
@@ -147,7 +149,7 @@ class ClientPool:
             losses[member.key] = result.mean_loss
             if not (math.isfinite(result.mean_loss) and is_finite(result.adapters)):
                 diverged.append(member.key)
-        return TrainedCohort(uploads, reports, losses, remembered, meter, tuple(diverged))
+        return TrainedCohort(reports, losses, remembered, meter, tuple(diverged)), uploads
 
     def _receive(
         self, held: Sequence[AdapterTensor], member: Member, payload: bytes | None, where: Whereabouts

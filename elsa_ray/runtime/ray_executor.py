@@ -43,7 +43,7 @@ from elsa_ray.runtime.watch import Watch, trained_cohort
 from elsa_ray.runtime.weights import pack_model
 from elsa_ray.training.cohort import Cohort
 from elsa_ray.training.evaluation import Score, evaluation_pieces
-from elsa_ray.training.memory import ClientMemory
+from elsa_ray.training.memory import ClientMemory, CutMemory
 from elsa_ray.training.recipe import Recipe
 
 Status = Callable[[str], None]
@@ -328,17 +328,23 @@ class _RayWorkers(Workers):
     def _actor_with(self, host: str) -> Any:
         return self._host_actors[self._actor_of_host[host]]
 
+    async def start_cohort(self, host: str, cohort: Cohort, memories: list[CutMemory]) -> Any:
+        # Payloads are many bytes, and of no use here: they stay where they are until somebody reads them.
+        started, adapter_down = self._actor_with(host).start_cohort.remote(host, cohort, memories)
+        await self._call(started, f"{host} to do start_cohort", host)
+        return adapter_down
+
     async def train(
-        self, pool: int, cohort: Cohort, host: str, adapter_down: list[bytes | None], memories: list[ClientMemory]
-    ) -> TrainedCohort:
+        self, pool: int, cohort: Cohort, host: str, adapter_down: Any, memories: list[ClientMemory]
+    ) -> tuple[TrainedCohort, Any]:
         actor, name = self._pools[pool], pool_name(pool)
-        reference = actor.train.remote(cohort, self._actor_with(host), host, adapter_down, memories)
+        reference, uploads = actor.train.remote(cohort, self._actor_with(host), host, adapter_down, memories)
         # Each step may wait for its edge as long as any wait; the pool's other cohorts may take as long again.
         patience = self._timeout_seconds * (1 + cohort.num_steps) * self.in_flight
         limits = {"timeout_seconds": self._timeout_seconds, "patience_seconds": patience}
         try:
             with self.watch.waiting(f"{name} to train cohort {cohort.name}") as wait:
-                return await trained_cohort(actor, name, cohort, reference, **limits, wait=wait)
+                return await trained_cohort(actor, name, cohort, reference, **limits, wait=wait), uploads
         except asyncio.CancelledError:
             # Nobody wants it any more: the pool shall have room for what comes next.
             ray.cancel(reference)

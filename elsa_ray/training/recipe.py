@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from elsa_ray.clustering.fingerprints import FingerprintFrame
 from elsa_ray.codecs.chain import CodecChain, Memory
@@ -157,6 +156,5 @@ class Recipe:
         self, chain: CodecChain, role: Role, tensors: Sequence[AdapterTensor], payload: bytes, context: CodecContext
     ) -> Adapters:
         shapes = [tensor.shape for tensor in tensors]
-        values: list[Tensor] = decode_adapters(chain, role, payload, shapes, context)
-        named = zip(tensors, values, strict=True)
-        return {tensor.name: value.to(self.adapter_dtype) for tensor, value in named}
+        values = decode_adapters(chain, role, payload, shapes, context, self.adapter_dtype)
+        return {tensor.name: value for tensor, value in zip(tensors, values, strict=True)}

@@ -80,10 +80,10 @@ def trained_by_hand(run: TownRun, keys: Sequence[WorkKey], *versions: Adapters) 
         return edge.answer(request)
 
     pool = ClientPool(model, recipe, setting.task)
-    trained_cohort = asyncio.run(pool.train(cohort, down, [ClientMemory()] * len(keys), ask_edge))
+    _, uploads = asyncio.run(pool.train(cohort, down, [ClientMemory()] * len(keys), ask_edge))
     at_edge = edge.adapters() if edge is not None else [{} for _ in keys]
     trained = []
-    for key, payload, own in zip(keys, trained_cohort.uploads, at_edge, strict=True):
+    for key, payload, own in zip(keys, uploads, at_edge, strict=True):
         received = recipe.unpack(Role.ADAPTER_UP, held, payload, recipe.context(key, Role.ADAPTER_UP))
         trained.append({tensor.name: {**received, **own}[tensor.name] for tensor in layout.tensors})
     return trained
