@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import ray
 
+from elsa_ray.runtime import ray_executor
 from elsa_ray.runtime.failure import WorkerError
 from elsa_ray.runtime.shared import Shared
 from tests.runtime.fragile_codec import chains
@@ -154,21 +155,63 @@ def test_a_node_is_lost_in_the_middle_of_a_round_and_no_bit_changes(topic_data: 
     assert "round 0 is done again from its start (1 of 3)" in done.stdout
 
 
-def test_a_value_that_got_lost_is_put_again(ray_cluster: None) -> None:
+def lost_reference() -> Any:
+    """Return a reference to a value whose owner has died."""
+
     @ray.remote(num_cpus=0)
     class Owner:
         def put(self) -> list[Any]:
             return [ray.put(np.zeros(1_000_000))]  # too large to travel with its reference
 
     owner = Owner.remote()
+    (lost,) = ray.get(owner.put.remote())
+    ray.kill(owner)
+    with pytest.raises(ray.exceptions.ObjectLostError):  # Ray notices the death a little later
+        while True:
+            ray.get(lost)
+            time.sleep(0.1)
+    return lost
+
+
+def test_a_value_that_got_lost_is_put_again(ray_cluster: None) -> None:
     shared = Shared(lambda: "made")
     kept = shared.reference
     shared.renew()
     assert shared.reference is kept
-    (lost,) = ray.get(owner.put.remote())
-    shared._reference = lost
-    ray.kill(owner)
-    deadline = time.monotonic() + 60  # Ray notices the death a little later
-    while time.monotonic() < deadline and shared._reference is lost:
-        shared.renew()
+    shared._reference = lost_reference()
+    shared.renew()
     assert ray.get(shared.reference) == "made"
+
+
+@pytest.mark.parametrize("payloads", ["adapter_down", "uploads"])
+def test_payloads_that_got_lost_on_their_way_are_made_again(
+    payloads: str,
+    topic_data: Path,
+    ray_cluster: None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """They lie where they were made, and the driver only passes on where that is: a node's death takes them along."""
+    config = small_config(topic_data, "numerics.cohort=6", "topology.edges=1", "runtime.pools=1", **{"rounds": 1})
+    undisturbed = execute(config, "inline")
+    lost: list[Any] = []
+
+    def lose(reference: Any) -> Any:
+        assert isinstance(reference, ray.ObjectRef)
+        if lost:
+            return reference
+        lost.append(lost_reference())
+        return lost[0]
+
+    class Losing(ray_executor._RayWorkers):
+        async def start_cohort(self, *arguments: Any) -> Any:
+            adapter_down = await super().start_cohort(*arguments)
+            return lose(adapter_down) if payloads == "adapter_down" else adapter_down
+
+        async def train(self, *arguments: Any) -> Any:
+            trained, uploads = await super().train(*arguments)
+            return trained, lose(uploads) if payloads == "uploads" else uploads
+
+    monkeypatch.setattr(ray_executor, "_RayWorkers", Losing)
+    assert_same_to_the_bit(execute(config, "ray"), undisturbed)
+    assert len(lost) == 1 and "done again" in caplog.text, caplog.text
