@@ -42,7 +42,7 @@ def describe_hardware() -> dict[str, Any]:
         "processor": cpu_name(),
         "cpus": os.cpu_count(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "system": f"{platform.system()} {platform.release()}",
+        "system": f"{platform.system()} {'.'.join(platform.release().split('.')[:2])}",
     }
     if torch.cuda.is_available():
         description["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
