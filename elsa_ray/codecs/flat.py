@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from functools import cache
+from functools import lru_cache
 
 from torch import Tensor
 from torch._utils import _flatten_dense_tensors
@@ -24,16 +24,19 @@ def joined(tensors: Iterable[Tensor]) -> Tensor:
 
 
 def cut(flat_N: Tensor, shapes: Shapes) -> list[Tensor]:
-    """Return the tensors of these shapes in a row of numbers [N], as views of it."""
-    return [flat_N.as_strided(*place) for place in _places(shapes)]
+    """Return the tensors of these shapes in a contiguous row of numbers [N], as views of it."""
+    places, total = _places(shapes)
+    assert flat_N.is_contiguous() and len(flat_N) == total
+    begin = flat_N.storage_offset()
+    return [flat_N.as_strided(shape, strides, begin + offset) for shape, strides, offset in places]
 
 
-@cache
-def _places(shapes: Shapes) -> list[tuple[tuple[int, ...], tuple[int, ...], int]]:
-    """Return shape, strides and offset of each tensor."""
+@lru_cache(maxsize=64)
+def _places(shapes: Shapes) -> tuple[list[tuple[tuple[int, ...], tuple[int, ...], int]], int]:
+    """Return shape, strides and offset of each tensor, and the numbers of all."""
     places, offset = [], 0
     for shape in shapes:
         strides = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
         places.append((shape, strides, offset))
         offset += math.prod(shape)
-    return places
+    return places, offset

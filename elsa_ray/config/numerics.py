@@ -19,4 +19,4 @@ class NumericsConfig(Section):
     cohort: Annotated[int, Field(gt=0)] = 16
     """Clients trained as one batch."""
     edges_per_group: Annotated[int, Field(gt=0)] | Literal["auto"] = "auto"
-    """Edges hosted by one actor, whose clients may share cohorts; ``auto`` takes as many as fill a cohort."""
+    """Edges whose clients may share cohorts; ``auto`` takes as many as fill a cohort."""

@@ -57,7 +57,7 @@ class ProtocolConfig(Section):
     """What every protocol has: rounds, local work, optimiser, participation, budgets."""
 
     edges_compute: ClassVar[bool] = True
-    """Whether edges hold models; where they do not, no worker is started for them."""
+    """Whether edges hold models. Where they only route, it is False, and no worker is started for them."""
     name: str
     rounds: PositiveInt = 5
     local_steps: PositiveInt | None = None

@@ -70,8 +70,8 @@ class RuntimeConfig(Section):
     """How many of the last checkpoints are kept, of which one is written after every round; with 0 there are none, and
     an interrupted run cannot be resumed."""
     edge_actors: PositiveInt | Literal["auto"] = "auto"
-    """Actors that carry the edge groups, each an equal number of them; ``auto``: one an edge group, but no more than
-    CPUs, or than find room by what they reserve, and one a GPU where they share GPUs equally."""
+    """Actors that carry the edge groups, each about as many; ``auto``: one an edge group, but no more than CPUs, or
+    than find room beside all others by what they reserve, and one a GPU where they share GPUs equally."""
     pool_resources: PoolResources = PoolResources()
     pools_by_device: dict[str, DevicePools] = {}
     """Pools of their own for clients by the name of their device, such as ``{phone: {pools: 2, num_cpus: 0.5}}``. A

@@ -13,7 +13,7 @@ def bounded(own: Wanted, nodes: Sequence[Node], *, on_gpu: bool) -> Wanted:
     """Return actors of a number that is of use: pools no more than clients; hosts' actors no more than hosts.
 
     Where the number is open: one a GPU for those that share GPUs equally; else hosts have one a CPU, for each takes the
-    memory of a process, and no more than find room. How many pools find room is seen later, beside the others.
+    memory of a process, and no more than could find room. How many really do, beside the others, is seen later.
     """
     most = len(own.hosts) or own.clients
     if own.number is not None:
@@ -33,5 +33,5 @@ def num_whole(nodes: Sequence[Node], resource: str) -> int:
 
 
 def num_fitting(nodes: Sequence[Node], need: Need) -> int:
-    """Return how many actors the nodes have room for if nobody else is there."""
+    """Return at most how many actors the nodes have room for, if nobody else is there; shares may be cut in two."""
     return sum(min(times(node.total.get(name, 0.0), amount) for name, amount in need.bundle.items()) for node in nodes)

@@ -31,7 +31,7 @@ from elsa_ray.model.tripartite import TripartiteModel
 from elsa_ray.protocols.wall_time import WallSeconds, WallStage
 from elsa_ray.runtime.cloud import Cloud
 from elsa_ray.runtime.edge_server import EdgeServer
-from elsa_ray.runtime.failure import WaitTimeoutError, WorkerError, WorkerLostError, naming
+from elsa_ray.runtime.failure import NO_WORKER, WaitTimeoutError, WorkerError, WorkerLostError, naming
 from elsa_ray.runtime.fingerprint import NumericFingerprint, this_process
 from elsa_ray.runtime.gpu_memory import hold_to
 from elsa_ray.runtime.heap import keep_freed_memory
@@ -113,6 +113,21 @@ class _Actor:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+@dataclass(frozen=True)
+class HostAddress:
+    """Where a host can be called.
+
+    Attributes:
+        host: its name.
+        worker: the name of the actor that carries it.
+        actor: this actor's handle.
+    """
+
+    host: str
+    worker: str
+    actor: Any
+
+
 class HostActor(_Actor):
     """Carries the cloud, or edge groups around one copy of the frozen weights."""
 
@@ -160,8 +175,7 @@ class PoolActor(_Actor):
     async def train(
         self,
         cohort: Cohort,
-        host_actor: Any,
-        host: str,
+        address: HostAddress,
         adapter_down: Sequence[bytes | None],
         memories: Sequence[ClientMemory],
     ) -> tuple[TrainedCohort, Uploads]:
@@ -169,10 +183,10 @@ class PoolActor(_Actor):
         self._thread = threading.get_ident()
 
         async def ask_edge(request: EdgeRequest) -> Payloads:
-            what = f"{host} to answer {request.call.value} of step {request.step} of cohort {cohort.name}"
-            reference = host_actor.call.remote(host, "answer", cohort.ticket, request)
+            what = f"{address.host} to answer {request.call.value} of step {request.step} of cohort {cohort.name}"
+            reference = address.actor.call.remote(address.host, "answer", cohort.ticket, request)
             with self._metrics.timed("wait_for_edge"):
-                payloads: Payloads = await answer_of(reference, self._timeout_seconds, what, host)
+                payloads: Payloads = await answer_of(reference, self._timeout_seconds, what, address.worker)
             return payloads
 
         with self._metrics.timed("train"):
@@ -232,7 +246,9 @@ async def answer_of(reference: Any, timeout_seconds: float, what: str, worker: s
         if isinstance(cause, NamedError):
             raise cause from None
         if isinstance(cause, _LOST):
-            raise WorkerLostError(f"{what}: {_reason(cause)}", worker, str(error)) from None
+            # Who was called is alive, to say so: it has not got what it was called with.
+            who = NO_WORKER if isinstance(cause, ObjectLostError) else worker
+            raise WorkerLostError(f"{what}: {_reason(cause)}", who, str(error)) from None
         raise WorkerError(f"{what}: {type(cause).__name__}: {cause}", str(error)) from None
     except _LOST as error:
         raise WorkerLostError(f"{what}: {_reason(error)}", worker, str(error)) from None

@@ -53,21 +53,20 @@ def actors_wanted(setting: Setting) -> list[Wanted]:
             where = "runtime.pools_by_device"
             raise InputError(where, name, f"devices of this run's clients: {', '.join(of_device)}", nearest=nearest)
     common = sum(number for name, number in of_device.items() if name not in runtime.pools_by_device)
-    wanted = [
-        Wanted("cloud", "runtime.cloud_resources", runtime.cloud_resources, (CLOUD,)),
+    wanted = [Wanted("cloud", "runtime.cloud_resources", runtime.cloud_resources, (CLOUD,))]
+    edge_groups = tuple(host_names(setting))
+    if edge_groups:
+        asked = None if runtime.edge_actors == "auto" else runtime.edge_actors
+        wanted.append(Wanted("edge groups", "runtime.edge_resources", runtime.edge_resources, edge_groups, asked))
+    wanted.append(
         Wanted(
             "pools",
             "runtime.pool_resources",
             runtime.pool_resources,
             number=_number(runtime.pools, runtime.clients_per_pool, common),
             clients=common,
-        ),
-    ]
-    edge_groups = tuple(host_names(setting))
-    if edge_groups:
-        asked = None if runtime.edge_actors == "auto" else runtime.edge_actors
-        edges = Wanted("edge groups", "runtime.edge_resources", runtime.edge_resources, edge_groups, asked)
-        wanted.insert(1, edges)
+        )
+    )
     for name, own in runtime.pools_by_device.items():
         number = own.pools
         if number == "auto" and runtime.clients_per_pool is not None:

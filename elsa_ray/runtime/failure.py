@@ -18,11 +18,15 @@ class WorkerError(NamedError):
         super().__init__(message, cause_traceback)
 
 
+NO_WORKER = "a value on its way"
+"""In place of a worker, where what one has sent to another was lost with its node: nobody else needs to be replaced."""
+
+
 class WorkerLostError(WorkerError):
     """A worker died, or what it had computed was lost with its node: its work has to be done again.
 
     Attributes:
-        worker: its name.
+        worker: its name, or ``NO_WORKER``.
     """
 
     def __init__(self, message: str, worker: str, cause_traceback: str = "") -> None:

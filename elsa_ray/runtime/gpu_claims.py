@@ -67,7 +67,7 @@ def check_gpu_memory(claims: Sequence[Claim], sizes: Sequence[int], context_byte
     total = _sum(numbers, claims)
     if total > size:
         sharing = [(number, claim) for number, claim in zip(numbers, claims, strict=True) if number]
-        together = " and ".join(f"{number} {claim.kind}" for number, claim in sharing)
+        together = " and ".join(f"{number} actors of {claim.kind}" for number, claim in sharing)
         _, greediest = max(sharing, key=lambda pair: pair[1].memory_bytes / max(pair[1].num_gpus, 1e-4))
         raise InputError(
             f"{greediest.where}.gpu_memory",

@@ -216,7 +216,11 @@ class ModelHost:
 
     def report(self, kept_versions: Sequence[VersionKey]) -> HostReport:
         """Return what must outlive the round."""
-        kept = {version: self._versions[version] for version in kept_versions}
+        # Copies: what was decoded are views of one row of numbers, and each would be sent with all of it.
+        kept = {
+            version: {name: tensor.clone() for name, tensor in self._versions[version].items()}
+            for version in kept_versions
+        }
         failed, decisions = tuple(sorted(self._failed)), tuple(self._decisions)
         return HostReport(kept, failed, self._meter, self._judged, decisions, self._fingerprints)
 

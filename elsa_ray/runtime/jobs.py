@@ -157,9 +157,16 @@ class RoundJob:
 
 
 def host_of_node(setting: Setting, node: int) -> str:
-    """Return the name of the host of an edge or cloud node."""
+    """Return the name of the host of an edge or cloud node.
+
+    Raises:
+        ValueError: an edge shall compute in a protocol that says that its edges do not.
+    """
     if node == setting.cloud:
         return CLOUD
+    protocol = setting.config.protocol
+    if not protocol.edges_compute:
+        raise ValueError(f"{type(protocol).__name__}.edges_compute is False, and yet the plan has work at an edge")
     position = setting.network.edges.tolist().index(node)
     edges_per_group = setting.config.numerics.edges_per_group
     assert isinstance(edges_per_group, int), "auto is resolved before a run"

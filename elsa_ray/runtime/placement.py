@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -125,37 +125,61 @@ def place(
     Raises:
         InputError: actors that Ray could put on one GPU may take more memory than it has.
     """
-    wanted = [bounded(own, nodes, on_gpu=on_gpu) for own in wanted if not own.is_pools or own.clients > 0]
-    needs = decide_needs(nodes, wanted, on_gpu=on_gpu)
-    names = [_host_actors(own) for own in wanted]
-    if on_gpu:
-        sizes = [size for node in nodes for size in node.gpu_memory_bytes]
-        check_gpu_memory(claims_of(wanted, needs), sizes, gpu_context_bytes)
-    room = _Room(nodes, threads, pool_memory_bytes)
+    used = [own for own in wanted if not own.is_pools or own.clients > 0]
+    decided = [bounded(own, nodes, on_gpu=on_gpu) for own in used]
+
+    def placed_on(nodes: Sequence[Node]) -> Placement:
+        needs = decide_needs(nodes, decided, on_gpu=on_gpu)
+        if on_gpu:
+            sizes = [size for node in nodes for size in node.gpu_memory_bytes]
+            check_gpu_memory(claims_of(decided, needs), sizes, gpu_context_bytes)
+        return _placed(nodes, decided, needs, _Room(nodes, threads, pool_memory_bytes), threads)
+
+    # An open number of hosts' actors must leave room for the others, were nobody else in the cluster.
+    empty = [replace(node, free=node.total) for node in nodes]
+    for position, own in enumerate(used):
+        is_open = own.hosts and own.number is None
+        while is_open and decided[position].number != 1 and _is_crowded(placed_on(empty), own.kind):
+            decided[position] = replace(decided[position], number=(decided[position].number or 2) - 1)
+    return placed_on(nodes)
+
+
+def _placed(
+    nodes: Sequence[Node], wanted: Sequence[Wanted], needs: Sequence[Need], room: _Room, threads: int
+) -> Placement:
+    """Return where actors of decided numbers go."""
+    hosts_of_actors = [_hosts_of_actors(own) for own in wanted]
     # What needs room gets it before the pools take all of it; what needs none goes where the pools then are.
     node_of: dict[str, str | None] = {}
-    for own, need in zip(names, needs, strict=True):
+    for actors, need in zip(hosts_of_actors, needs, strict=True):
         if need.bundle:
-            node_of |= {name: room.take_host(need) for name in own}
+            node_of |= {name: room.take_host(need) for name in actors}
     needs = with_cpus_of_pools(nodes, wanted, needs, room.cpus_of_hosts, threads)
     pools = _place_pools(nodes, wanted, needs, room)
     pools_on = Counter(node for own in pools for node in own if node is not None)
-    for own, need in zip(names, needs, strict=True):
+    for actors, need in zip(hosts_of_actors, needs, strict=True):
         if not need.bundle:
-            node_of |= _beside_pools([*own], nodes, pools_on)
+            node_of |= _beside_pools([*actors], nodes, pools_on)
     hosts = [
         PlacedActor(name, own.kind, need, node_of[name], carried)
-        for own, need, of_kind in zip(wanted, needs, names, strict=True)
-        for name, carried in of_kind.items()
+        for own, need, actors in zip(wanted, needs, hosts_of_actors, strict=True)
+        for name, carried in actors.items()
     ]
     return _numbered(tuple(nodes), wanted, needs, tuple(hosts), pools)
 
 
-def _host_actors(own: Wanted) -> dict[str, tuple[str, ...]]:
+def _is_crowded(placement: Placement, kind: str) -> bool:
+    """Whether somebody finds no room, and actors of this kind, of hosts, take some."""
+    takes_room = any(actor.kind == kind and actor.need.bundle for actor in placement.hosts)
+    return takes_room and any(actor.node_id is None for actor in placement.actors)
+
+
+def _hosts_of_actors(own: Wanted) -> dict[str, tuple[str, ...]]:
     """Return the names of the actors of a kind, and the hosts that each carries: about as many, neighbours together."""
     if own.is_pools:
         return {}
-    parts = np.array_split(np.array(own.hosts), own.number or 1)
+    assert own.number is not None, "bounded decides it"
+    parts = np.array_split(np.array(own.hosts), own.number)
     return {_actor_name(part.tolist()): tuple(part.tolist()) for part in parts}
 
 

@@ -22,6 +22,7 @@ from elsa_ray.protocols.wall_time import WallSeconds
 from elsa_ray.runtime.actors import (
     WATCHING,
     HostActor,
+    HostAddress,
     PoolActor,
     WorkerFacts,
     WorkerSettings,
@@ -289,8 +290,7 @@ class _RayWorkers(Workers):
     async def recover(self, loss: WorkerLostError) -> None:
         self.metrics.failed("round")
         self._renew_shared()
-        lost = self._actor_of_host.get(loss.worker)
-        await all_of(self._recover_host_actor(name, is_lost=name == lost) for name in self._host_actors)
+        await all_of(self._recover_host_actor(name, is_lost=name == loss.worker) for name in self._host_actors)
         await all_of(self._recover_pool(pool) for pool in sorted(self._working))
 
     async def _recover_host_actor(self, name: str, *, is_lost: bool) -> None:
@@ -322,23 +322,26 @@ class _RayWorkers(Workers):
             return await answer_of(reference, self._timeout_seconds, what, worker)
 
     async def call_host(self, host: str, method: str, *arguments: Any) -> Any:
-        reference = self._actor_with(host).call.remote(host, method, *arguments)
-        return await self._call(reference, f"{host} to do {method}", host)
+        address = self._address_of(host)
+        reference = address.actor.call.remote(host, method, *arguments)
+        return await self._call(reference, f"{host} to do {method}", address.worker)
 
-    def _actor_with(self, host: str) -> Any:
-        return self._host_actors[self._actor_of_host[host]]
+    def _address_of(self, host: str) -> HostAddress:
+        worker = self._actor_of_host[host]
+        return HostAddress(host, worker, self._host_actors[worker])
 
     async def start_cohort(self, host: str, cohort: Cohort, memories: list[CutMemory]) -> Any:
-        # Payloads are many bytes, and of no use here: they stay where they are until somebody reads them.
-        started, adapter_down = self._actor_with(host).start_cohort.remote(host, cohort, memories)
-        await self._call(started, f"{host} to do start_cohort", host)
+        # Payloads are many bytes, and of no use here: they are passed on unread, and large ones stay where they lie.
+        address = self._address_of(host)
+        started, adapter_down = address.actor.start_cohort.remote(host, cohort, memories)
+        await self._call(started, f"{host} to do start_cohort", address.worker)
         return adapter_down
 
     async def train(
         self, pool: int, cohort: Cohort, host: str, adapter_down: Any, memories: list[ClientMemory]
     ) -> tuple[TrainedCohort, Any]:
         actor, name = self._pools[pool], pool_name(pool)
-        reference, uploads = actor.train.remote(cohort, self._actor_with(host), host, adapter_down, memories)
+        reference, uploads = actor.train.remote(cohort, self._address_of(host), adapter_down, memories)
         # Each step may wait for its edge as long as any wait; the pool's other cohorts may take as long again.
         patience = self._timeout_seconds * (1 + cohort.num_steps) * self.in_flight
         limits = {"timeout_seconds": self._timeout_seconds, "patience_seconds": patience}

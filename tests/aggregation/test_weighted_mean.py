@@ -102,3 +102,9 @@ def test_one_number_that_is_not_finite_is_seen(bad: float) -> None:
     assert is_finite(one)
     one["lora_B"][2, 1] = bad
     assert not is_finite(one)
+
+
+def test_a_sum_that_overflows_or_cancels_decides_nothing() -> None:
+    largest = torch.finfo(torch.float32).max
+    assert is_finite({"a": torch.tensor([largest, largest]), "b": torch.tensor([1.0])})
+    assert not is_finite({"a": torch.tensor([torch.inf]), "b": torch.tensor([-torch.inf])})

@@ -16,6 +16,8 @@ def test_what_is_joined_is_cut_into_the_same_tensors(own: list[tuple[int, ...]])
     assert torch.equal(flat_N, torch.cat([tensor.detach().reshape(-1) for tensor in tensors]))
     assert not flat_N.requires_grad
     assert all(torch.equal(*pair) for pair in zip(cut(flat_N, tuple(own)), tensors, strict=True))
+    part = torch.cat([torch.zeros(3), flat_N])[3:]
+    assert all(torch.equal(*pair) for pair in zip(cut(part, tuple(own)), tensors, strict=True)), "of any row"
     before = tensors[0].detach().clone()
     flat_N += 1
     assert torch.equal(tensors[0], before), "a copy"

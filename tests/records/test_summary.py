@@ -42,7 +42,7 @@ def test_the_summary_of_a_trained_run(trained: Recorded) -> None:
 
 
 def test_how_full_cohorts_were_is_told_of_each_round_and_of_all(trained: Recorded) -> None:
-    """Two edge rounds a round; in each, six clients at two edges of one actor are a single cohort."""
+    """Two edge rounds a round; in each, six clients at two edges of one group are a single cohort."""
     run = read_run(trained.path)
     assert trained.prepared.config.numerics.edges_per_group == 2
     assert [line["cohorts"] for line in run.rounds] == [{"count": 2, "members": 12}] * 2

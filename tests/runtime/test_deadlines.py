@@ -18,7 +18,7 @@ from ray.exceptions import (
 )
 
 from elsa_ray.runtime.actors import answer_of
-from elsa_ray.runtime.failure import WaitTimeoutError, WorkerError, WorkerLostError
+from elsa_ray.runtime.failure import NO_WORKER, WaitTimeoutError, WorkerError, WorkerLostError
 from tests.runtime.runs import execute, small_config
 
 ROOT = Path(__file__).parents[2]
@@ -98,7 +98,8 @@ def test_whatever_ray_calls_a_loss_is_one_and_its_work_can_be_done_again(error: 
 
     with pytest.raises(WorkerLostError, match=f"^pool-1 to train: {type(error).__name__}: ") as caught:
         asyncio.run(answer_of(fails(), 200, "pool-1 to train", "pool-1"))
-    assert caught.value.worker == "pool-1" and "\n" not in str(caught.value)
+    is_argument = inside and isinstance(error, ObjectLostError)
+    assert caught.value.worker == (NO_WORKER if is_argument else "pool-1") and "\n" not in str(caught.value)
 
 
 def test_an_error_of_the_code_is_no_loss() -> None:

@@ -14,7 +14,9 @@ import pytest
 import ray
 
 from elsa_ray.runtime import ray_executor
+from elsa_ray.runtime.demand import place_run
 from elsa_ray.runtime.failure import WorkerError
+from elsa_ray.runtime.placement import Placement
 from elsa_ray.runtime.shared import Shared
 from tests.runtime.fragile_codec import chains
 from tests.runtime.runs import Finished, execute, same, small_config
@@ -71,9 +73,15 @@ def test_pool_edge_and_cloud_die_and_no_bit_changes(
 
 
 def test_an_actor_with_several_edge_groups_dies_and_no_bit_changes(
-    topic_data: Path, tmp_path: Path, ray_cluster: None, caplog: pytest.LogCaptureFixture
+    topic_data: Path,
+    tmp_path: Path,
+    ray_cluster: None,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The second group's work finds it out, or the first one's; what both held is done again."""
+    placements: list[Placement] = []
+    monkeypatch.setattr(ray_executor, "place_run", lambda *given: placements.append(place_run(*given)) or placements[0])
 
     def config(*incidents: dict[str, Any]) -> Any:
         return small_config(topic_data, "runtime.edge_actors=1", "topology.clients=5", codec=chains(*incidents))
@@ -83,6 +91,7 @@ def test_an_actor_with_several_edge_groups_dies_and_no_bit_changes(
         config({"what": "die", "client": 3, "round": 0, "role": "gradient_down", "once": str(tmp_path / "edge")}), "ray"
     )
     assert os.listdir(tmp_path) == ["edge"]
+    assert [own.name for own in placements[0].hosts] == ["cloud", "edge-groups-0-1"]
     assert_same_to_the_bit(disturbed, undisturbed)
     assert "round 0 is done again from its start (1 of 3)" in caplog.text
 
@@ -166,9 +175,10 @@ def lost_reference() -> Any:
     owner = Owner.remote()
     (lost,) = ray.get(owner.put.remote())
     ray.kill(owner)
-    with pytest.raises(ray.exceptions.ObjectLostError):  # Ray notices the death a little later
-        while True:
-            ray.get(lost)
+    deadline = time.monotonic() + 60  # Ray notices the death a little later
+    with pytest.raises(ray.exceptions.ObjectLostError):
+        while time.monotonic() < deadline:
+            ray.get(lost, timeout=60)
             time.sleep(0.1)
     return lost
 
@@ -214,4 +224,5 @@ def test_payloads_that_got_lost_on_their_way_are_made_again(
 
     monkeypatch.setattr(ray_executor, "_RayWorkers", Losing)
     assert_same_to_the_bit(execute(config, "ray"), undisturbed)
-    assert len(lost) == 1 and "done again" in caplog.text, caplog.text
+    assert len(lost) == 1 and "round 0 is done again from its start (1 of 3)" in caplog.text, caplog.text
+    assert "replaced" not in caplog.text, "nobody has died"
