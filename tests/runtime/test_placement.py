@@ -217,8 +217,8 @@ def test_gpu_memory_decides_the_share() -> None:
     [
         (
             {"gpu_memory": "30 GB", "num_gpus": 0.25},
-            "runtime.edge_resources.gpu_memory: found 30 GB with num_gpus 0.25: 3 actors of edge groups may share a GPU "
-            "and claim 90 GB; allowed: claims that fit its 80 GB; num_gpus: auto follows the memory",
+            "runtime.edge_resources.gpu_memory: found 30 GB with num_gpus 0.25: 3 actors of edge groups may share a "
+            "GPU and claim 90 GB; allowed: claims that fit its 80 GB; num_gpus: auto follows the memory",
         ),
         (
             {"gpu_memory": "96 GB"},
