@@ -26,7 +26,7 @@ check: .venv/installed  ## lint, type-check, and hold the layering
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: .venv/installed .venv-bench/installed  ## measure beside Flower, pfl-research and a bare loop (about 15 minutes)
+bench: .venv/installed .venv-bench/installed  ## measure beside Flower, pfl-research and a bare loop (about 45 minutes)
 	$(BIN)/python experiments/benchmarks/side_by_side.py --out experiments/results/side_by_side.json
 	$(BIN)/python experiments/benchmarks/cohorts.py
 

@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16"])
     parser.add_argument("--others-in-bf16", action="store_true", help="the others in bf16 too, not only elsa_ray")
     parser.add_argument("--clients", type=int, default=200, help="a round, even")
-    parser.add_argument("--minilm-clients", type=int, default=40, help="a round of the minilm work, even")
+    parser.add_argument("--minilm-clients", type=int, default=200, help="a round of the minilm work, even")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--executor", default="ray", choices=["ray", "inline"], help="elsa_ray's")
     parser.add_argument("--peers-python", type=Path, default=Path(".venv-bench/bin/python"))
