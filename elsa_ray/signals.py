@@ -12,9 +12,17 @@ from types import FrameType
 
 @dataclass
 class Termination:
-    """Whether SIGTERM came."""
+    """A handler of SIGTERM that does what Ctrl-C does, and whether the signal came."""
 
     came: bool = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        """Remember it, and interrupt whatever the main thread does."""
+        self.came = True
+        on_interrupt = signal.getsignal(signal.SIGINT)
+        if not callable(on_interrupt):
+            raise KeyboardInterrupt
+        on_interrupt(signal.SIGINT, frame)
 
 
 @contextmanager
@@ -29,14 +37,7 @@ def terminable() -> Iterator[Termination]:
         yield termination
         return
 
-    def on_sigterm(number: int, frame: FrameType | None) -> None:
-        termination.came = True
-        on_interrupt = signal.getsignal(signal.SIGINT)
-        if not callable(on_interrupt):
-            raise KeyboardInterrupt
-        on_interrupt(signal.SIGINT, frame)
-
-    before = signal.signal(signal.SIGTERM, on_sigterm)
+    before = signal.signal(signal.SIGTERM, termination)
     try:
         yield termination
     finally:
@@ -58,7 +59,12 @@ def sigterm_kept() -> Iterator[None]:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Keep Ctrl-C and SIGTERM until the block has ended: what belongs together is written together."""
+    """Keep Ctrl-C and SIGTERM until the block has ended: what belongs together is written together.
+
+    Raises:
+        KeyboardInterrupt: at its end, if one of them came inside, or if SIGTERM came before and got lost: where code in
+            C has called Python, an exception out of nowhere may be cleared.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -75,3 +81,6 @@ def uninterrupted() -> Iterator[None]:
             signal.signal(number, handler)
         for first in came[:1]:
             signal.raise_signal(first)
+    on_sigterm = before[signal.SIGTERM]
+    if isinstance(on_sigterm, Termination) and on_sigterm.came:
+        raise KeyboardInterrupt

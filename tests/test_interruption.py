@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -69,6 +70,19 @@ def test_what_is_written_together_is_not_broken_off(number: int, ctrl_c_heard: N
     assert written == ["line", "checkpoint"]
     assert termination.came == (number == signal.SIGTERM)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, "as before"
+
+
+def test_a_sigterm_whose_exception_got_lost_is_heard_when_the_next_round_is_written(ctrl_c_heard: None) -> None:
+    written = []
+    with terminable() as termination:
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        assert termination.came
+        with pytest.raises(KeyboardInterrupt), uninterrupted():
+            written.append("round")
+    with uninterrupted():
+        written.append("outside nobody remembers")
+    assert len(written) == 2
 
 
 @pytest.mark.timeout(600)  # more than all waits together, so that a failure says which one it was

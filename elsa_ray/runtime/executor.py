@@ -129,11 +129,18 @@ class ConductedExecutor(Executor):
         try:
             asyncio.get_running_loop()
         except RuntimeError:
-            self._loop.run(keep())
+            self._run_here(keep())
         else:
             with ThreadPoolExecutor(1, thread_name_prefix="elsa-ray-conductor") as thread:
                 thread.submit(self._loop.run, keep()).result()
         return results[0]
+
+    def _run_here(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        try:
+            self._loop.run(coroutine)
+        except asyncio.CancelledError:
+            # Nobody else cancels it: a Ctrl-C came while the loop began, which then starts to count them.
+            raise KeyboardInterrupt from None
 
 
 class InlineExecutor(ConductedExecutor):
