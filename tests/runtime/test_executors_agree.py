@@ -75,11 +75,10 @@ def inline(topic_data: Path) -> dict[str, Finished]:
 @pytest.mark.parametrize(
     ("protocol", "runtime"),
     [
-        ("elsa", "runtime.pools=1"),
-        ("elsa", "runtime.pools=2"),
-        ("elsa", "runtime.pools=3"),
-        ("elsa", "runtime.edge_actors=1"),
-        ("fedavg", "runtime.pools=2"),
+        ("elsa", "runtime={pools: 1, edge_actors: 1}"),
+        ("elsa", "runtime={pools: 2}"),
+        ("elsa", "runtime={pools: 3}"),
+        ("fedavg", "runtime={pools: 2}"),
     ],
 )
 def test_ray_gives_the_bits_of_inline(
@@ -91,8 +90,8 @@ def test_ray_gives_the_bits_of_inline(
 
 
 def test_one_client_a_pool_and_a_cohort_gives_the_bits_of_inline(topic_data: Path, ray_cluster: None) -> None:
-    """Four pools on two CPUs, each with one client at a time."""
-    few = "topology.clients=4"
+    """Three pools on two CPUs, each with one client at a time."""
+    few = "topology={kind: hierarchical, clients: 3, edges: 1}"
     config = small_config(topic_data, few, "runtime.clients_per_pool=1", "numerics.cohort=1", **ELSA)
     assert_same_run(execute(config, "ray"), execute(config, "inline"))
 
