@@ -26,7 +26,7 @@ def start_long_run(folder: Path, executor: str) -> subprocess.Popen:
         "task": {"dataset": {"train": "data.jsonl"}, "model": "tiny", "max_length": 12},
         "topology": {"kind": "hierarchical", "clients": 4, "edges": 2},
         "protocol": {"name": "elsa", "rounds": 100_000, "local_steps": 2},
-        "runtime": {"executor": executor},
+        "runtime": {"executor": executor, "pools": 1, "edge_actors": 1},
     }
     (folder / "long.yaml").write_text(yaml.safe_dump(config))
     command = [sys.executable, "-m", "elsa_ray", "run", str(folder / "long.yaml"), "--out", str(folder / "out")]

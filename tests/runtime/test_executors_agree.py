@@ -98,7 +98,7 @@ def test_one_client_a_pool_and_a_cohort_gives_the_bits_of_inline(topic_data: Pat
 
 def test_ray_gives_the_bits_and_the_state_of_inline_with_everything_on(topic_data: Path, ray_cluster: None) -> None:
     """What is remembered of clients too: keys, bases, lost parts of updates, standings, fingerprints, edges, splits."""
-    config = small_config(topic_data, "runtime.pools=2", *FIELD, **EVERYTHING)
+    config = small_config(topic_data, "runtime={pools: 2, edge_actors: 1}", *FIELD, **EVERYTHING)
     inline, by_ray = execute(config, "inline"), execute(config, "ray")
     assert_same_run(by_ray, inline)
     for ours, theirs in zip(by_ray.rounds, inline.rounds, strict=True):
@@ -123,7 +123,7 @@ def test_the_event_log_is_the_same_byte_for_byte(
     executor: str, topic_data: Path, tmp_path: Path, ray_cluster: None
 ) -> None:
     """Under everything that can go wrong, run a second time by inline itself."""
-    config = small_config(topic_data, *TROUBLED, **ELSA)
+    config = small_config(topic_data, "runtime={pools: 1, edge_actors: 1}", *TROUBLED, **ELSA)
     first, second = (
         event_log(execute(config, executor), tmp_path / name)
         for name, executor in (("first", "inline"), ("second", executor))

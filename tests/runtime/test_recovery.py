@@ -14,15 +14,14 @@ import pytest
 import ray
 
 from elsa_ray.runtime import ray_executor
-from elsa_ray.runtime.demand import place_run
 from elsa_ray.runtime.failure import WorkerError
-from elsa_ray.runtime.placement import Placement
 from elsa_ray.runtime.shared import Shared
 from tests.runtime.fragile_codec import chains
 from tests.runtime.runs import Finished, execute, same, small_config
 from tests.runtime.test_executors_agree import assert_same_run
 
-FEW = ("runtime.pools=2", "numerics.edges_per_group=2", "topology.clients=5")
+FEW = ("runtime={pools: 2, edge_actors: 1}", "topology.clients=5")
+"""Two edge groups in one actor: what dies with one of them takes the other along."""
 
 
 def config_of(data: Path, *incidents: dict[str, Any], **protocol: Any) -> Any:
@@ -72,37 +71,13 @@ def test_pool_edge_and_cloud_die_and_no_bit_changes(
     assert "cloud to do send_model" in told and "round 2 is done again from its start (1 of 3)" in told
 
 
-def test_an_actor_with_several_edge_groups_dies_and_no_bit_changes(
-    topic_data: Path,
-    tmp_path: Path,
-    ray_cluster: None,
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """The second group's work finds it out, or the first one's; what both held is done again."""
-    placements: list[Placement] = []
-    monkeypatch.setattr(ray_executor, "place_run", lambda *given: placements.append(place_run(*given)) or placements[0])
-
-    def config(*incidents: dict[str, Any]) -> Any:
-        return small_config(topic_data, "runtime.edge_actors=1", "topology.clients=5", codec=chains(*incidents))
-
-    undisturbed = execute(config(), "inline")
-    disturbed = execute(
-        config({"what": "die", "client": 3, "round": 0, "role": "gradient_down", "once": str(tmp_path / "edge")}), "ray"
-    )
-    assert os.listdir(tmp_path) == ["edge"]
-    assert [own.name for own in placements[0].hosts] == ["cloud", "edge-groups-0-1"]
-    assert_same_to_the_bit(disturbed, undisturbed)
-    assert "round 0 is done again from its start (1 of 3)" in caplog.text
-
-
 @pytest.mark.parametrize(
     ("incident", "runtime", "message"),
     [
         (
             {"client": 1, "step": 1},
             {},
-            r"^cohort edge-group-0/0/0 \(round 0, client 0, 1\): the worker that trained it died 2 times in a row "
+            r"^cohort edge-group-1/0/0 \(round 0, client 1, 3\): the worker that trained it died 2 times in a row "
             r"\(runtime\.retries: 1\); the last time: pool-[01] to train .*ActorDiedError.*; if its node ran out of "
             r"memory, lower numerics\.cohort",
         ),
@@ -110,8 +85,8 @@ def test_an_actor_with_several_edge_groups_dies_and_no_bit_changes(
             {"client": 3, "role": "gradient_down"},
             # One cohort at a time: else the death may be noticed first by a call for another one.
             {"pools": 1, "in_flight": 1},
-            r"^round 0 was given up after 2 attempts \(runtime\.retries: 1\); lost: edge-group-0 2 times; the last "
-            r"time: edge-group-0 to answer .* of cohort edge-group-0/0/\d: ActorDiedError.*; finished rounds",
+            r"^round 0 was given up after 2 attempts \(runtime\.retries: 1\); lost: edge-groups-0-1 2 times; the last "
+            r"time: edge-group-1 to answer .* of cohort edge-group-1/0/\d: ActorDiedError.*; finished rounds",
         ),
     ],
     ids=["pool", "edge"],
