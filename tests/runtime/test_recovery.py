@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import subprocess
 import sys
 import tempfile
@@ -64,10 +65,11 @@ def test_pool_edge_and_cloud_die_and_no_bit_changes(
     assert sorted(os.listdir(tmp_path)) == ["cloud", "edge", "pool"]
     assert_same_to_the_bit(disturbed, undisturbed)
     told = caplog.text
-    assert "to train cohort edge-group-0/0/0: ActorDiedError: The actor is dead because its worker" in told
+    assert re.search(
+        r"to train cohort edge-group-[01]/0/\d: ActorDiedError: The actor is dead because its worker", told
+    )
     assert "its work is done again (1 of 3)" in told
-    assert "edge-group-0 to answer" in told
-    assert "round 1 is done again from its start (1 of 3)" in told
+    assert re.search(r"edge-group-[01] to (answer|do) .*; round 1 is done again from its start \(1 of 3\)", told)
     assert "cloud to do send_model" in told and "round 2 is done again from its start (1 of 3)" in told
 
 
