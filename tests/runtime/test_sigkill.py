@@ -82,11 +82,11 @@ def test_killed_at_random_moments_and_resumed(whole: tuple[Path, Path, int], tri
 def test_killed_while_it_trains_on_a_cluster_and_resumed_there(
     whole: tuple[Path, Path, int], trial: Trial, tmp_path: Path, ray_cluster: None
 ) -> None:
-    """Two pools, on a cluster that stays: what the dead driver had there makes room for the next one."""
+    """On a cluster that stays: what the dead driver had there makes room for the next one."""
     config, undisturbed, num_changes = whole
     on_ray = tmp_path / "config.yaml"
     text = config.read_text().replace("executor: inline", "executor: ray")
-    on_ray.write_text(text.replace("pools: auto", "pools: 2").replace("edge_actors: auto", "edge_actors: 1"))
+    on_ray.write_text(text.replace("pools: auto", "pools: 1").replace("edge_actors: auto", "edge_actors: 1"))
     address, expected = ray.get_runtime_context().gcs_address, records_of(undisturbed)
     killed, last = ends = trial(on_ray, tmp_path / "run", [num_changes // 2, 0], address)
     assert killed == "SIGKILL" and last.startswith("done after"), ends
