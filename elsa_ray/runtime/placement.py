@@ -138,9 +138,10 @@ def place(
     # An open number of hosts' actors must leave room for the others, were nobody else in the cluster.
     empty = [replace(node, free=node.total) for node in nodes]
     for position, own in enumerate(used):
-        is_open = own.hosts and own.number is None
-        while is_open and decided[position].number != 1 and _is_crowded(placed_on(empty), own.kind):
-            decided[position] = replace(decided[position], number=(decided[position].number or 2) - 1)
+        if own.is_pools or own.number is not None:
+            continue
+        while (number := decided[position].number or 1) > 1 and _is_crowded(placed_on(empty), own.kind):
+            decided[position] = replace(decided[position], number=number - 1)
     return placed_on(nodes)
 
 
@@ -275,7 +276,7 @@ def _place_pools(
     """Return the nodes of the pools of each kind: first those of a stated number, then as many as fit."""
     placed: list[list[str | None]] = [[] for _ in wanted]
     for position, (own, need) in enumerate(zip(wanted, needs, strict=True)):
-        for _ in range(0 if own.hosts else own.number or 0):
+        for _ in range(own.number or 0 if own.is_pools else 0):
             placed[position].append(room.take_pool(need, only_useful=False))
     open_kinds = [position for position, own in enumerate(wanted) if own.is_pools and own.number is None]
     while open_kinds:
